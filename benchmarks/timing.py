@@ -1,0 +1,51 @@
+"""Fair timing on an unfair machine: everything as a ratio to the large sgemm measured in the same process."""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common import cli, record
+
+
+def timed(functions, repeats=9, warmup=2):
+    """Median seconds of each function, called in turn (a b c a b c ...), so that all of them see the same machine."""
+    for f in functions:
+        for _ in range(warmup):
+            f()
+    seconds = np.empty((repeats, len(functions)))
+    for r in range(repeats):
+        for i, f in enumerate(functions):
+            start = time.perf_counter()
+            f()
+            seconds[r, i] = time.perf_counter() - start
+    return np.median(seconds, axis=0)
+
+
+def sgemm_rate(n=3072):
+    """FLOP/s of one large float32 matrix product, with the threads that BLAS has now."""
+    a = np.random.default_rng(0).standard_normal((n, n), dtype=np.float32)
+    return 2 * n**3 / timed([lambda: a @ a], repeats=5)[0]
+
+
+def start(threads=0):
+    """Set the threads, print the machine -> (threads, sgemm rate)."""
+    threads = cli.set_threads(threads)
+    cli.announce_compilation()
+    machine = record.machine(threads)
+    rate = sgemm_rate()
+    print(
+        f"{machine['cpu']}, {machine['cores']} cores, {threads} threads; numpy {machine['numpy']}, numba {machine['numba']}"
+    )
+    print(f"sgemm {rate / 1e9:.0f} GFLOP/s (3072 x 3072 x 3072, float32)")
+    return threads, rate
+
+
+def worst(a, b):
+    """Norm-wise relative difference of arrays a and b."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.linalg.norm(a - b) / np.linalg.norm(b)

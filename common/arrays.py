@@ -1,0 +1,28 @@
+"""NumPy or CuPy: the data decide. The only place that chooses an array module or a kernel module."""
+
+import sys
+
+import numpy as np
+
+
+def namespace(x):
+    """The module whose functions work on array x: `numpy` for NumPy arrays, `cupy` for CuPy arrays."""
+    return sys.modules[type(x).__module__.partition(".")[0]]
+
+
+def kernels(x):
+    """The module of compiled kernels for array x, or None where only the reference formulas apply.
+
+    NumPy float32 arrays have numba kernels. Everything else (float64 in gradient checks, CuPy arrays) takes the
+    reference path.
+    """
+    if type(x) is np.ndarray and x.dtype == np.float32:
+        from common import kernels_cpu
+
+        return kernels_cpu
+    return None
+
+
+def to_numpy(x):
+    """x as a NumPy array (copied from the device if it lives on one)."""
+    return x.get() if hasattr(x, "get") else np.asarray(x)

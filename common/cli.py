@@ -1,0 +1,139 @@
+"""The command line: flags made from a script's Config, threads, one-line errors, progress."""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import numpy as np
+
+
+class UsageError(Exception):
+    """Something the user can mend; the message is one clear line that says how."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def parse(config_class, doc, argv=None):
+    """Flags from a flat dataclass (its comments are the help texts) and those every script has -> config, options.
+
+    options: seeds (list of int), dataset, data_dir, out, resume, threads, figures, save.
+    """
+    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    helps = _comments(config_class)
+    settings = parser.add_argument_group("settings")
+    for field in dataclasses.fields(config_class):
+        flag, kind = "--" + field.name.replace("_", "-"), typing.get_type_hints(config_class)[field.name]
+        if field.name == "seed":
+            continue
+        if kind is bool:
+            settings.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=field.default, help=helps[field.name]
+            )
+        else:
+            text = f"{helps[field.name]} (default: {field.default})"
+            settings.add_argument(flag, type=kind, default=field.default, metavar=kind.__name__, help=text)
+    run = parser.add_argument_group("run")
+    run.add_argument("--seed", type=int, default=0, metavar="int", help="random seed of the run (default: 0)")
+    run.add_argument("--seeds", type=_seeds, metavar="0-4", help="several runs, one after the other: 0-4 or 0,3,7")
+    run.add_argument("--dataset", default="auto", metavar="name", help="auto (default), or the name of a data set")
+    run.add_argument("--data-dir", metavar="DIR", help="archives you already have (also: environment FF_DATA)")
+    run.add_argument("--out", metavar="DIR", help="where run folders go (default: runs/ in the repository)")
+    run.add_argument("--resume", metavar="RUN", help="go on with an interrupted run folder, with its own settings")
+    run.add_argument("--threads", type=int, default=0, metavar="int", help="processor threads (default: all)")
+    figures = "draw the figures at the end (default: yes)"
+    run.add_argument("--figures", action=argparse.BooleanOptionalAction, default=True, help=figures)
+    run.add_argument("--save", metavar="FILE", help="also write the trained weights to this .npz file")
+    options = vars(parser.parse_args(argv))
+    config = config_class(**{f.name: options.pop(f.name) for f in dataclasses.fields(config_class)})
+    seed, seeds = config.seed, options["seeds"]
+    if options["resume"] and seeds:
+        raise UsageError("--resume continues one run: leave out --seeds")
+    options["seeds"] = seeds or [seed]
+    return config, argparse.Namespace(**options)
+
+
+def _seeds(text):
+    if match := re.fullmatch(r"(\d+)-(\d+)", text):
+        first, last = map(int, match.groups())
+        if first <= last:
+            return list(range(first, last + 1))
+    elif re.fullmatch(r"\d+(,\d+)*", text):
+        return [int(n) for n in text.split(",")]
+    raise argparse.ArgumentTypeError(f"'{text}' is neither a range like 0-4 nor a list like 0,3,7")
+
+
+def _comments(config_class):
+    """field name -> the comment behind it in the source."""
+    found = dict(re.findall(r"^ +(\w+): .*?# (.*)$", inspect.getsource(config_class), re.MULTILINE))
+    return {field.name: found[field.name].replace("%", "%%") for field in dataclasses.fields(config_class)}
+
+
+def set_threads(threads):
+    """Hold numba and BLAS to this many threads (0: all) and return the number. Raises UsageError."""
+    import numba
+    from threadpoolctl import threadpool_limits
+
+    most = numba.config.NUMBA_NUM_THREADS
+    if not 0 <= threads <= most:
+        raise UsageError(f"--threads {threads}: this machine offers 1 to {most}")
+    threads = threads or most
+    numba.set_num_threads(threads)
+    threadpool_limits(threads)
+    return threads
+
+
+def announce_compilation():
+    """Compile the kernels now, and say so if this is the first time on this machine."""
+    from common import kernels_cpu
+    from common.label_sharing import goodness_of_labels
+    from common.local2d import LocallyConnected2d
+    from common.optim import Adam
+
+    source = Path(kernels_cpu.__file__)
+    cached = [p.stat().st_mtime for p in Path(kernels_cpu.forward.stats.cache_path).glob("kernels_cpu.*.nbi")]
+    if len(cached) < 5 or min(cached) < source.stat().st_mtime:
+        print("Compiling the kernels for this processor (once, about 20 seconds) ...", flush=True)
+    rng = np.random.default_rng(0)
+    layers = [LocallyConnected2d((4, 4, 1), 1, 2, rng), LocallyConnected2d((3, 3, 1), 1, 2, rng)]
+    images = np.zeros((2, 4, 4, 1), np.float32)
+    goodness_of_labels(layers, images, 1, 2)
+    y, cache = layers[0].forward(images)
+    _, grads = layers[0].backward(y, cache, need_dx=True)
+    Adam(layers[0].params, 0.1).step(grads)
+
+
+def progress(items, label):
+    """A tqdm bar over items, on a terminal only."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, leave=False, disable=None, unit="batch")
+
+
+def draw(script, folder):
+    """Draw a run's figures with the script (a path from the repository's root), in a process of its own."""
+    root = Path(__file__).resolve().parent.parent
+    if subprocess.run([sys.executable, str(root / script), str(folder)]).returncode:
+        raise UsageError(f"the run is complete, its figures are not: python {script} {folder} draws them again")
+
+
+def run(main):
+    """Call main(); what the user can mend ends with one line on stderr and exit code 2, Ctrl-C with 130."""
+    from common.data import DataError
+    from common.record import RecordError
+
+    try:
+        main()
+    except (UsageError, DataError, RecordError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; --resume with the run's folder goes on from its last epoch", file=sys.stderr)
+        sys.exit(130)

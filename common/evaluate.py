@@ -1,0 +1,35 @@
+"""Accuracies, and the statistics that tables print."""
+
+import numpy as np
+
+
+def in_batches(n, size):
+    """Slices that cut range(n) into pieces of at most `size`."""
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def accuracy(predicted, labels):
+    """Share of rows where predicted (N,) equals labels (N,), from 0 to 1."""
+    return float(np.mean(np.asarray(predicted) == labels))
+
+
+def per_class_accuracy(predicted, labels, n_classes):
+    """Accuracy on the images of each class: a list of n_classes numbers from 0 to 1 (None for a class without images)."""
+    right = np.asarray(predicted) == labels
+    return [float(right[labels == k].mean()) if (labels == k).any() else None for k in range(n_classes)]
+
+
+def rank_correlation(a, b):
+    """Spearman's rank correlation of a and b (n,), from -1 to 1; ties share their mean rank."""
+
+    def ranks(x):
+        x = np.asarray(x)
+        return (x[:, None] > x).sum(axis=1) + ((x[:, None] == x).sum(axis=1) - 1) / 2
+
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+def mean_sd(values):
+    """Mean and sample standard deviation (n - 1; nan for a single value)."""
+    values = np.asarray(values, np.float64)
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else float("nan")

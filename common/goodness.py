@@ -1,0 +1,82 @@
+"""Goodness and the Forward-Forward losses, each defined once: what a layer is trained on is what it predicts with.
+
+Goodness is a layer: forward(y) gives one number per row, backward(dg, cache) the gradient with respect to y.
+
+    sum of squares    g_b = sum_j y_bj^2          dg/dy = 2 y        (Hinton 2022, section 2)
+    mean of squares   g_b = (1/D) sum_j y_bj^2    dg/dy = (2/D) y    (the same, independent of the width D)
+
+Loss (Hinton 2022, section 2, eq. 1: p(positive) = sigmoid(g - theta)), t_b = +1 for positive, -1 for negative rows:
+
+    L = mean_b softplus(-t_b (g_b - theta))       dL/dg_b = -t_b sigmoid(-t_b (g_b - theta)) / B
+
+A pair of one positive and one negative image is two rows, so L is half of the per-pair sum that papers print.
+"""
+
+from common.arrays import namespace
+from common.functions import sigmoid, softplus
+
+
+class SumSquare:
+    """g (B,) = sum of squares of y (B, ...) over all units of the layer."""
+
+    def forward(self, y):
+        axes = tuple(range(1, y.ndim))
+        return (y * y).sum(axis=axes), y
+
+    def backward(self, dg, cache):
+        return (2 * dg).reshape(-1, *[1] * (cache.ndim - 1)) * cache
+
+
+class MeanSquare:
+    """g (B,) = mean of squares of y (B, ...) over all units of the layer."""
+
+    def forward(self, y):
+        g, _ = SumSquare().forward(y)
+        return g / units(y), y
+
+    def backward(self, dg, cache):
+        return SumSquare().backward(dg / units(cache), cache)
+
+
+def units(y):
+    """D, the number of units of one row of y (B, ...)."""
+    return y.size // len(y)
+
+
+def threshold_loss(g, t, theta):
+    """L = mean_b softplus(-t_b (g_b - theta)): g (B,) goodness, t (B,) of +1/-1 -> L (a number), dL/dg (B,)."""
+    margin = -t * (g - theta)
+    return softplus(margin).mean(), -t * sigmoid(margin) / len(g)
+
+
+def ff_loss(y, t, theta, goodness=MeanSquare):
+    """One layer's whole objective: y (B, ...), t (B,) -> loss, goodness g (B,), dL/dy of y's shape."""
+    g, cache = goodness().forward(y)
+    loss, dg = threshold_loss(g, t, theta)
+    return loss, g, goodness().backward(dg, cache)
+
+
+def normalise(y, g=None, eps=1e-8):
+    """y / sqrt(mean y^2 + eps) per row, so that the next layer cannot read this layer's goodness (Hinton 2022, sec. 2).
+
+    g: the rows' mean squares, if they are known already.
+    """
+    if g is None:
+        g, _ = MeanSquare().forward(y)
+    return y * rms_inverse(g, eps).reshape(-1, *[1] * (y.ndim - 1))
+
+
+def rms_inverse(g, eps=1e-8):
+    """1 / sqrt(g + eps) for mean squares g: the factor by which `normalise` scales a row."""
+    return 1 / namespace(g).sqrt(g + eps)
+
+
+def softmax_cross_entropy(logits, labels):
+    """logits (B, K), labels (B,) -> mean loss, dL/dlogits (B, K)."""
+    xp = namespace(logits)
+    rows = xp.arange(len(labels))
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
+    d = xp.exp(log_p)
+    d[rows, labels] -= 1
+    return -log_p[rows, labels].mean(), d / len(labels)

@@ -1,0 +1,410 @@
+"""The hot loops on the CPU: one register-blocked tile, compiled by numba, under every locally connected kernel.
+
+A locally connected layer is one small matrix product per location, (B, K) x (K, O), and no two locations share
+weights, so BLAS cannot batch it well. The loops below put a block of `BLOCK` images side by side in SIMD lanes:
+
+    packed images   xp[q, iy, ix, c, lane]        image b = q * BLOCK + lane; zero beyond the last image
+    tile            C[m, lane] += sum_j A[j, m] * X[j, lane]      m < MR rows, NV vectors of LANES floats
+
+`tile` keeps its MR x NV accumulators in vector registers for the whole sum, which no loop that LLVM vectorises by
+itself does; it is written in LLVM's own vocabulary (fmul, fadd and shuffles on vector types), so the same text becomes
+AVX-512, AVX2 or NEON code. Forward, weight gradient and input gradient are that one tile under different strides.
+
+Everything is float32. Work is split over output rows (or input rows, for the input gradient); every number is summed
+by one thread in one fixed order, so the result has the same bits for any thread count. The float64 reference that these
+kernels are checked against is `LocallyConnected2d` in local2d.py.
+
+Two threads: `numba.set_num_threads` (common/cli.py does it). The compiled code is cached beside this file.
+"""
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+def _vector_width():
+    """(floats per vector register, rows of a tile, vectors of a tile): 16-32 accumulators where there are 32 registers."""
+    features = numba.config.CPU_FEATURES
+    if features is None:
+        features = llvm.get_host_cpu_features().flatten()
+    if "+avx512f" in features:
+        return 16, 8, 2
+    if "+avx" in features:
+        return 8, 4, 2  # 16 registers: 8 accumulators, 2 inputs, the rest broadcasts
+    return 4, 8, 2  # NEON; also what any other machine runs
+
+
+LANES, ROWS, VECTORS = _vector_width()
+BLOCK = LANES * VECTORS  # images that one tile works on side by side
+WIDE, NARROW = (24, 12) if LANES == 16 else (12, 6)  # accumulators of the weight-gradient tile
+SLACK = WIDE * BLOCK  # floats behind packed images, so that a tile's unused rows may read past the end
+
+_F32 = types.float32
+_INT = types.intp
+
+
+def _make_tile(rows, vectors, accumulate):
+    """The tile as a numba intrinsic: C (+)= A^T X; all offsets and strides count floats.
+
+    tile(C, c0, cm,  A, a0, ar, aj, am,  X, x0, xr, xj,  R, N):
+        C[c0 + m*cm + lane] (+)= sum_{r<R} sum_{j<N} A[a0 + r*ar + j*aj + m*am] * X[x0 + r*xr + j*xj + lane]
+    for m < rows and lane < vectors * LANES. Without `accumulate`, C is overwritten.
+    """
+    vector = ir.VectorType(ir.FloatType(), LANES)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+
+    @intrinsic
+    def tile(typingctx, C, c0, cm, A, a0, ar, aj, am, X, x0, xr, xj, R, N):
+        signature = types.void(C, *[_INT] * 2, A, *[_INT] * 4, X, *[_INT] * 5)
+
+        def codegen(context, builder, signature, args):
+            (C, c0, cm, A, a0, ar, aj, am, X, x0, xr, xj, R, N) = args
+            c_ptr, a_ptr, x_ptr = (
+                context.make_array(signature.args[k])(context, builder, array).data
+                for k, array in ((0, C), (3, A), (8, X))
+            )
+
+            def at(pointer, base, stride, index, offset=0):  # &pointer[base + stride*index + offset]
+                step = builder.mul(stride, ir.Constant(stride.type, index))
+                place = builder.add(builder.add(base, step), ir.Constant(stride.type, offset))
+                return builder.gep(pointer, [place])
+
+            def as_vector(pointer):
+                return builder.bitcast(pointer, vector.as_pointer())
+
+            def broadcast(scalar):
+                first = builder.insert_element(
+                    ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+                )
+                return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
+
+            places = [(m, v) for m in range(rows) for v in range(vectors)]
+            target = {(m, v): as_vector(at(c_ptr, c0, cm, m, v * LANES)) for m, v in places}
+            acc = {}
+            for place in places:  # LLVM turns these stack slots into registers
+                start = builder.load(target[place], align=4) if accumulate else ir.Constant(vector, [0.0] * LANES)
+                acc[place] = cgutils.alloca_once(builder, vector)
+                builder.store(start, acc[place])
+            with cgutils.for_range(builder, R) as outer:
+                a_row = builder.add(a0, builder.mul(outer.index, ar))
+                x_row = builder.add(x0, builder.mul(outer.index, xr))
+                with cgutils.for_range(builder, N) as inner:
+                    a_j = builder.add(a_row, builder.mul(inner.index, aj))
+                    x_j = builder.add(x_row, builder.mul(inner.index, xj))
+                    x = [builder.load(as_vector(at(x_ptr, x_j, xj, 0, v * LANES)), align=4) for v in range(vectors)]
+                    for m in range(rows):
+                        a = broadcast(builder.load(at(a_ptr, a_j, am, m)))
+                        for v in range(vectors):
+                            product = builder.fmul(a, x[v], flags=("contract",))  # contract: fuse to multiply-add
+                            total = builder.fadd(builder.load(acc[m, v]), product, flags=("contract",))
+                            builder.store(total, acc[m, v])
+            for place in places:
+                builder.store(builder.load(acc[place]), target[place], align=4)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return tile
+
+
+def _make_transpose():
+    """A LANES x LANES transpose in registers: D[d0 + i*ds + k] = S[s0 + k*ss + i], log2(LANES) rounds of shuffles."""
+    vector = ir.VectorType(ir.FloatType(), LANES)
+    picks = ir.VectorType(ir.IntType(32), LANES)
+
+    @intrinsic
+    def transpose(typingctx, D, d0, ds, S, s0, ss):
+        signature = types.void(D, _INT, _INT, S, _INT, _INT)
+
+        def codegen(context, builder, signature, args):
+            D, d0, ds, S, s0, ss = args
+
+            def row(k, array, base, stride, m):
+                pointer = context.make_array(signature.args[k])(context, builder, array).data
+                place = builder.add(base, builder.mul(stride, ir.Constant(stride.type, m)))
+                return builder.bitcast(builder.gep(pointer, [place]), vector.as_pointer())
+
+            r = [builder.load(row(3, S, s0, ss, m), align=4) for m in range(LANES)]
+            half = LANES // 2
+            while half:  # swap the off-diagonal half x half corners of every 2*half x 2*half square
+                low = ir.Constant(picks, [k if not k & half else LANES + k - half for k in range(LANES)])
+                high = ir.Constant(picks, [k + half if not k & half else LANES + k for k in range(LANES)])
+                for m in range(LANES):
+                    if not m & half:
+                        a, b = r[m], r[m + half]
+                        r[m], r[m + half] = builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high)
+                half //= 2
+            for m in range(LANES):
+                builder.store(r[m], row(0, D, d0, ds, m), align=4)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return transpose
+
+
+_tile = _make_tile(ROWS, VECTORS, accumulate=True)
+_tile2 = _make_tile(2, VECTORS, accumulate=True)
+_tile1 = _make_tile(1, VECTORS, accumulate=True)
+_wide = _make_tile(WIDE, 1, accumulate=False)
+_narrow = _make_tile(NARROW, 1, accumulate=False)
+_transpose = _make_transpose()
+
+
+@njit(inline="always")
+def _tiles(M, C, c0, cm, A, a0, ar, aj, am, X, x0, xr, xj, R, N):
+    """C[m] += A^T X for any number M of rows: as many full tiles as fit, then twos and a one."""
+    m = 0
+    while m + ROWS <= M:
+        _tile(C, c0 + m * cm, cm, A, a0 + m * am, ar, aj, am, X, x0, xr, xj, R, N)
+        m += ROWS
+    while m + 2 <= M:
+        _tile2(C, c0 + m * cm, cm, A, a0 + m * am, ar, aj, am, X, x0, xr, xj, R, N)
+        m += 2
+    if m < M:
+        _tile1(C, c0 + m * cm, cm, A, a0 + m * am, ar, aj, am, X, x0, xr, xj, R, N)
+
+
+@njit(parallel=True, cache=True)
+def pack(x, xp, images_first):
+    """Copy images into blocks xp (Q, H, W*C, BLOCK), zero beyond the last image.
+
+    x is (B, H, W*C) if `images_first` (the usual memory order), else (H, W*C, B) (how `forward` leaves its output).
+    """
+    Q, H, N, _ = xp.shape
+    B = x.shape[0] if images_first else x.shape[2]
+    for part in prange(Q * H):
+        q, i = part // H, part % H
+        b0 = q * BLOCK
+        lanes = min(BLOCK, B - b0)
+        n = 0
+        if images_first and lanes == BLOCK:
+            while n + LANES <= N:
+                for v in range(VECTORS):
+                    _transpose(
+                        xp, (part * N + n) * BLOCK + v * LANES, BLOCK, x, ((b0 + v * LANES) * H + i) * N + n, H * N
+                    )
+                n += LANES
+        for k in range(n, N):
+            if images_first:
+                for lane in range(lanes):
+                    xp[q, i, k, lane] = x[b0 + lane, i, k]
+            else:
+                for lane in range(lanes):
+                    xp[q, i, k, lane] = x[i, k, b0 + lane]
+            for lane in range(lanes, BLOCK):
+                xp[q, i, k, lane] = 0
+
+
+@njit(parallel=True, cache=True)
+def forward(xp, w, b, y, first, B, W, stride, relu, oy0, oy1, ox0, ox1):
+    """y[oy, ox, o, first + i] = sum_k w[oy, ox, k, o] x[i, k] + b[oy, ox, o] for i < B, then ReLU if asked.
+
+    xp (Q, H, W*C, BLOCK) packed images; w (OH, OW, KH, KW, C, O); b (OH, OW, O); y (OH, OW, O, at least first + B).
+    Only the output window [oy0, oy1) x [ox0, ox1) is written.
+    """
+    Q, H, WC, _ = xp.shape
+    _, OW, KH, KW, C, O = w.shape
+    width = ox1 - ox0
+    for part in prange((oy1 - oy0) * width):
+        oy, ox = oy0 + part // width, ox0 + part % width
+        out = np.empty((O, BLOCK), np.float32)
+        for q in range(Q):
+            for o in range(O):
+                for lane in range(BLOCK):
+                    out[o, lane] = b[oy, ox, o]
+            w0 = (oy * OW + ox) * KH * KW * C * O
+            x0 = ((q * H + oy * stride) * W + ox * stride) * C * BLOCK
+            _tiles(O, out, 0, BLOCK, w, w0, KW * C * O, O, 1, xp, x0, WC * BLOCK, BLOCK, KH, KW * C)
+            if relu:
+                for o in range(O):
+                    for lane in range(BLOCK):
+                        out[o, lane] = max(out[o, lane], np.float32(0))
+            i = first + q * BLOCK
+            lanes = min(BLOCK, B - q * BLOCK)
+            for o in range(O):
+                if lanes == BLOCK:
+                    for lane in range(BLOCK):
+                        y[oy, ox, o, i + lane] = out[o, lane]
+                else:
+                    for lane in range(lanes):
+                        y[oy, ox, o, i + lane] = out[o, lane]
+
+
+@njit(parallel=True, cache=True)
+def weight_grad(xp, dz, dw, db, W, stride, oy0, oy1, ox0, ox1):
+    """dw[oy, ox, k, o] = sum_i x[i, k] dz[oy, ox, o, i] and db = sum_i dz, for the output window.
+
+    xp as in `forward`; dz (OH, OW, O, B). The tile's lanes are LANES neighbours of one output row, (ox, o) running
+    together: with 8 channels two columns share every input they both see, and 1 - 1/(KW + 1) of the products are used.
+    """
+    Q, H, WC, _ = xp.shape
+    _, OW, KH, KW, C, O = dw.shape
+    B = dz.shape[3]
+    chunks = ((ox1 - ox0) * O + LANES - 1) // LANES
+    for part in prange((oy1 - oy0) * chunks):
+        oy = oy0 + part // chunks
+        low = ox0 * O + part % chunks * LANES  # this chunk's lanes are the numbers low .. high-1 of the row's OW*O
+        high = min(low + LANES, ox1 * O)
+        left, right = low // O, (high - 1) // O  # the columns they touch
+        n = ((right - left) * stride + KW) * C  # the inputs these columns see in one image row
+        d = np.zeros((Q * BLOCK, LANES), np.float32)
+        done = 0
+        if high - low == LANES:
+            done = B // LANES * LANES
+            for i in range(0, done, LANES):
+                _transpose(d, i * LANES, LANES, dz, (oy * OW * O + low) * B + i, B)
+        for lane in range(high - low):
+            for i in range(done, B):
+                d[i, lane] = dz[oy, (low + lane) // O, (low + lane) % O, i]
+        total = np.zeros(LANES, np.float32)
+        for i in range(B):
+            for lane in range(LANES):
+                total[lane] += d[i, lane]
+        for lane in range(high - low):
+            db[oy, (low + lane) // O, (low + lane) % O] = total[lane]
+        acc = np.empty((n + WIDE, LANES), np.float32)
+        for ky in range(KH):
+            x0 = ((oy * stride + ky) * W + left * stride) * C * BLOCK
+            m = 0  # a last tile may run past the n inputs: its spare rows are not used
+            if (n + WIDE - 1) // WIDE * WIDE <= (n + NARROW - 1) // NARROW * NARROW:
+                while m < n:
+                    _wide(
+                        acc,
+                        m * LANES,
+                        LANES,
+                        xp,
+                        x0 + m * BLOCK,
+                        H * WC * BLOCK,
+                        1,
+                        BLOCK,
+                        d,
+                        0,
+                        BLOCK * LANES,
+                        LANES,
+                        Q,
+                        BLOCK,
+                    )
+                    m += WIDE
+            else:
+                while m < n:
+                    _narrow(
+                        acc,
+                        m * LANES,
+                        LANES,
+                        xp,
+                        x0 + m * BLOCK,
+                        H * WC * BLOCK,
+                        1,
+                        BLOCK,
+                        d,
+                        0,
+                        BLOCK * LANES,
+                        LANES,
+                        Q,
+                        BLOCK,
+                    )
+                    m += NARROW
+            for ox in range(left, right + 1):
+                lane0, lane1 = max(ox * O, low) - low, min(ox * O + O, high) - low
+                o0 = low + lane0 - ox * O
+                shift = (ox - left) * stride * C
+                for kx in range(KW):
+                    for c in range(C):
+                        k = shift + kx * C + c
+                        if lane1 - lane0 == LANES:  # the constant trip counts let LLVM copy whole vectors
+                            for o in range(LANES):
+                                dw[oy, ox, ky, kx, c, o0 + o] = acc[k, o]
+                        elif lane1 - lane0 == LANES // 2:
+                            for o in range(LANES // 2):
+                                dw[oy, ox, ky, kx, c, o0 + o] = acc[k, lane0 + o]
+                        else:
+                            for o in range(lane1 - lane0):
+                                dw[oy, ox, ky, kx, c, o0 + o] = acc[k, lane0 + o]
+
+
+@njit(parallel=True, cache=True)
+def input_grad(dzp, w, dx, OW, stride):
+    """dx[iy, ix, c, i] = sum over the locations that see (iy, ix) of w[oy, ox, iy - oy*stride, ix - ox*stride, c, o] dz.
+
+    dzp (Q, OH, OW*O, BLOCK) packed; w (OH, OW, KH, KW, C, O); dx (H, W, C, B). Only backpropagation asks for it.
+    """
+    Q, OH, _, _ = dzp.shape
+    _, _, KH, KW, C, O = w.shape
+    H, W, _, B = dx.shape
+    for part in prange(H * W):
+        iy, ix = part // W, part % W
+        top, bottom = max(0, (iy - KH + stride) // stride), min(OH - 1, iy // stride)
+        left, right = max(0, (ix - KW + stride) // stride), min(OW - 1, ix // stride)
+        out = np.empty((C, BLOCK), np.float32)
+        for q in range(Q):
+            out[:] = 0
+            for oy in range(top, bottom + 1):
+                w0 = (((oy * OW + left) * KH + iy - oy * stride) * KW + ix - left * stride) * C * O
+                z0 = ((q * OH + oy) * OW + left) * O * BLOCK
+                _tiles(
+                    C,
+                    out,
+                    0,
+                    BLOCK,
+                    w,
+                    w0,
+                    (KH * KW - stride) * C * O,
+                    1,
+                    O,
+                    dzp,
+                    z0,
+                    O * BLOCK,
+                    BLOCK,
+                    right - left + 1,
+                    O,
+                )
+            lanes = min(BLOCK, B - q * BLOCK)
+            for c in range(C):
+                for lane in range(lanes):
+                    dx[iy, ix, c, q * BLOCK + lane] = out[c, lane]
+
+
+@njit(parallel=True, cache=True)
+def scaled_square_sums(a, b, scale, out, h, w):
+    """out[k, i] = sum over units of ReLU(a[unit, i] scale[k, i] + b[unit])^2, leaving out the h x w top-left locations.
+
+    a (OH, OW, O, B), b (OH, OW, O), scale and out (K, B).
+    """
+    OH, OW, O, B = a.shape
+    for k in prange(len(scale)):
+        total = np.zeros(B, np.float32)
+        for oy in range(OH):
+            for ox in range(w if oy < h else 0, OW):
+                for o in range(O):
+                    for i in range(B):
+                        z = max(a[oy, ox, o, i] * scale[k, i] + b[oy, ox, o], np.float32(0))
+                        total[i] += z * z
+        out[k] = total
+
+
+@njit(parallel=True, cache=True)
+def adam(w, g, m, v, step_size, beta1, beta2, root, eps, decay):
+    """One pass over memory: m, v <- moving averages of g, g^2; w <- (1 - decay) w - step_size m / (sqrt(v) root + eps).
+
+    All arrays flat float32, updated in place; step_size = lr / (1 - beta1^t), root = 1 / sqrt(1 - beta2^t).
+    """
+    one = np.float32(1)
+    for i in prange(w.size):
+        m_i = beta1 * m[i] + (one - beta1) * g[i]
+        v_i = beta2 * v[i] + (one - beta2) * g[i] * g[i]
+        m[i], v[i] = m_i, v_i
+        w[i] = (one - decay) * w[i] - step_size * m_i / (np.sqrt(v_i) * root + eps)
+
+
+@njit(parallel=True, cache=True)
+def momentum(w, g, m, lr, beta, decay):
+    """One pass over memory: m <- beta m + g + decay w; w <- w - lr m. Flat float32 arrays, in place."""
+    for i in prange(w.size):
+        m_i = beta * m[i] + g[i] + decay * w[i]
+        m[i] = m_i
+        w[i] -= lr * m_i

@@ -1,0 +1,158 @@
+"""LocallyConnected2d: a convolution that shares no weights; every location has its own filters.
+
+    z[b, i, j, o] = b[i, j, o] + sum_{ky, kx, c} x[b, i*s + ky - p, j*s + kx - p, c] W[i, j, ky, kx, c, o]
+
+The readable definition is the batched matrix product below, one (B, K) x (K, O) product per location. It works on
+NumPy and CuPy arrays of any float type; NumPy float32 arrays take the numba kernels of kernels_cpu.py, which give the
+same numbers to rounding. Their activations are (B, H, W, C) like all others, with the batch innermost in memory.
+"""
+
+import numpy as np
+
+from common.arrays import kernels, namespace
+
+
+class LocallyConnected2d:
+    """Locally connected layer, with ReLU unless told otherwise.
+
+    in_shape (H, W, C), channels O, rf: side of the square receptive field, stride, padding (zeros on every side).
+    params: W (OH, OW, rf, rf, C, O), He-initialised from rng (standard deviation sqrt(2 / (rf*rf*C))); b (OH, OW, O), 0.
+    Raises ValueError when the receptive field is larger than the padded map.
+    """
+
+    def __init__(self, in_shape, channels, rf, rng, stride=1, padding=0, relu=True, dtype=np.float32):
+        H, W, C = in_shape
+        if rf < 1 or channels < 1 or stride < 1 or padding < 0:
+            raise ValueError(
+                f"rf {rf}, channels {channels} and stride {stride} must be at least 1, padding {padding} not negative"
+            )
+        if rf > min(H, W) + 2 * padding:
+            raise ValueError(f"a receptive field of {rf} does not fit on a {H}x{W} map with padding {padding}")
+        OH, OW = (H + 2 * padding - rf) // stride + 1, (W + 2 * padding - rf) // stride + 1
+        scale = np.sqrt(2.0 / (rf * rf * C))
+        self.params = {
+            "W": (scale * rng.standard_normal((OH, OW, rf, rf, C, channels))).astype(dtype),
+            "b": np.zeros((OH, OW, channels), dtype),
+        }
+        self.state = {}
+        self.stride, self.padding, self.relu = stride, padding, relu
+        self.in_shape, self.out_shape = (H, W, C), (OH, OW, channels)
+
+    def forward(self, x, train=True):
+        """x (B, H, W, C) -> y (B, OH, OW, O) and the cache of `backward`."""
+        if kernels(x) is None:
+            patches = self._patches(x)  # (OH*OW, B, K)
+            W = self.params["W"].reshape(*patches.shape[::2], -1)  # (OH*OW, K, O)
+            z = namespace(x).matmul(patches, W)  # (OH*OW, B, O)
+            y = z.transpose(1, 0, 2).reshape(len(x), *self.out_shape) + self.params["b"]
+            if self.relu:
+                y = y * (y > 0)
+            return y, (patches, y, x.shape)
+        xp = self.pack(x)
+        y = self.new_output(len(x))
+        self.forward_window(xp, y, 0, len(x), self.everywhere)
+        y = y.transpose(3, 0, 1, 2)
+        return y, (xp, y, x.shape)
+
+    def backward(self, dy, cache, need_dx=False):
+        """dy (B, OH, OW, O) = dL/dy -> dx (B, H, W, C) or None, grads {"W", "b"} summed over the batch."""
+        x, y, x_shape = cache
+        xp = namespace(dy)
+        dz = dy * (y > 0) if self.relu else dy
+        if kernels(dy) is None:
+            B, (OH, OW, O) = len(dz), self.out_shape
+            dz_t = dz.reshape(B, OH * OW, O).transpose(1, 0, 2)  # (OH*OW, B, O)
+            dW = xp.matmul(x.transpose(0, 2, 1), dz_t).reshape(self.params["W"].shape)
+            grads = {"W": dW, "b": dz.sum(axis=0)}
+            if not need_dx:
+                return None, grads
+            W = self.params["W"].reshape(OH * OW, -1, O)
+            return self._fold(xp.matmul(dz_t, W.transpose(0, 2, 1)), x_shape), grads
+        dz = batch_innermost(dz)
+        grads = {k: np.empty_like(p) for k, p in self.params.items()}
+        self.weight_grad_window(x, dz, grads, self.everywhere)
+        return self._input_grad(dz, x_shape) if need_dx else None, grads
+
+    # ---- reference path: patches as a copy, one matrix product per location
+
+    def _patches(self, x):
+        """Every receptive field as a row: (B, H, W, C) -> (OH*OW, B, rf*rf*C)."""
+        xp = namespace(x)
+        OH, OW, rf, _, C, _ = self.params["W"].shape
+        s, p = self.stride, self.padding
+        x = xp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
+        patches = xp.empty((OH, OW, len(x), rf, rf, C), dtype=x.dtype)
+        for ky in range(rf):
+            for kx in range(rf):
+                seen = x[
+                    :, ky : ky + s * OH : s, kx : kx + s * OW : s
+                ]  # (B, OH, OW, C): what each location has at (ky, kx)
+                patches[:, :, :, ky, kx] = seen.transpose(1, 2, 0, 3)
+        return patches.reshape(OH * OW, len(x), rf * rf * C)
+
+    def _fold(self, d_patches, x_shape):
+        """The transpose of `_patches`: add every patch's gradient back where it was cut out."""
+        xp = namespace(d_patches)
+        OH, OW, rf, _, C, _ = self.params["W"].shape
+        s, p = self.stride, self.padding
+        B, H, W, _ = x_shape
+        d_patches = d_patches.reshape(OH, OW, B, rf, rf, C)
+        dx = xp.zeros((B, H + 2 * p, W + 2 * p, C), dtype=d_patches.dtype)
+        for ky in range(rf):
+            for kx in range(rf):
+                dx[:, ky : ky + s * OH : s, kx : kx + s * OW : s] += d_patches[:, :, :, ky, kx].transpose(2, 0, 1, 3)
+        return dx[:, p : p + H, p : p + W]
+
+    # ---- kernel path (NumPy float32); windows are (top, bottom, left, right) of the output map
+
+    @property
+    def everywhere(self):
+        return 0, self.out_shape[0], 0, self.out_shape[1]
+
+    def new_output(self, B):
+        return np.empty((*self.out_shape, B), np.float32)  # (OH, OW, O, B)
+
+    def pack(self, x):
+        """Blocks of images side by side in SIMD lanes (kernels_cpu.pack); padding included."""
+        k = kernels(x)
+        p = self.padding
+        if p:
+            x = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
+        B, H, W, C = x.shape
+        Q = -(-B // k.BLOCK)
+        packed = np.empty(Q * H * W * C * k.BLOCK + k.SLACK, np.float32)
+        packed[-k.SLACK :] = 0
+        packed = packed[: -k.SLACK].reshape(Q, H, W * C, k.BLOCK)
+        images_first = x.flags.c_contiguous
+        x = x.reshape(B, H, W * C) if images_first else batch_innermost(x).reshape(H, W * C, B)
+        k.pack(x, packed, images_first)
+        return packed
+
+    def forward_window(self, xp, y, first, B, window, linear=False):
+        """Write y[top:bottom, left:right, :, first : first + B] for packed images xp; `linear`: no bias and no ReLU."""
+        W, b = self.params["W"], self.params["b"]
+        width = xp.shape[2] // W.shape[4]
+        kernels(y).forward(
+            xp, W, 0 * b if linear else b, y, first, B, width, self.stride, self.relu and not linear, *window
+        )
+
+    def weight_grad_window(self, xp, dz, grads, window):
+        """Write grads of the locations in the window, from packed images xp and dz (OH, OW, O, B)."""
+        width = xp.shape[2] // self.in_shape[2]
+        kernels(dz).weight_grad(xp, dz, grads["W"], grads["b"], width, self.stride, *window)
+
+    def _input_grad(self, dz, x_shape):
+        k = kernels(dz)
+        B, H, W, C = x_shape
+        p = self.padding
+        OH, OW, O = self.out_shape
+        packed = np.empty((-(-B // k.BLOCK), OH, OW * O, k.BLOCK), np.float32)
+        k.pack(dz.reshape(OH, OW * O, B), packed, False)
+        dx = np.empty((H + 2 * p, W + 2 * p, C, B), np.float32)
+        k.input_grad(packed, self.params["W"], dx, OW, self.stride)
+        return dx[p : p + H, p : p + W].transpose(3, 0, 1, 2)
+
+
+def batch_innermost(x):
+    """(B, H, W, C) -> a contiguous (H, W, C, B) array; a view where the memory already is in that order."""
+    return np.ascontiguousarray(x.transpose(1, 2, 3, 0))

@@ -1,0 +1,73 @@
+"""Optimisers: one object per layer, so that no step of one layer can depend on another.
+
+    SGD     m <- beta m + g + decay w                               w <- w - lr m
+    Adam    m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2           w <- (1 - lr decay) w - lr m^ / (sqrt(v^) + eps)
+            with m^ = m / (1 - b1^t), v^ = v / (1 - b2^t)           (Kingma & Ba 2015, alg. 1; decay > 0 is AdamW)
+
+step(grads) updates the layer's parameters in place: one pass over memory in float32, the formulas above elsewhere.
+Everything that lives between steps is in `state` (arrays) and `t` (steps taken), which checkpoints save.
+"""
+
+import numpy as np
+
+from common.arrays import kernels, namespace
+
+
+class SGD:
+    """Stochastic gradient descent with momentum beta and weight decay, on params (dict of arrays)."""
+
+    def __init__(self, params, lr, beta=0.9, decay=0.0):
+        self.params, self.lr, self.beta, self.decay = params, lr, beta, decay
+        self.state = {f"m_{k}": namespace(p).zeros_like(p) for k, p in params.items()}
+        self.t = 0
+
+    def step(self, grads):
+        self.t += 1
+        for k, w in self.params.items():
+            g, m = grads[k], self.state[f"m_{k}"]
+            fast = kernels(w)
+            if fast:
+                f = np.float32
+                fast.momentum(w.ravel(), g.ravel(), m.ravel(), f(self.lr), f(self.beta), f(self.decay))
+            else:
+                m[...] = self.beta * m + g + self.decay * w
+                w -= self.lr * m
+
+
+class Adam:
+    """Adam on params (dict of arrays); decay is AdamW's decoupled weight decay, for arrays of 2 or more dimensions."""
+
+    def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-8, decay=0.0):
+        self.params, self.lr, self.betas, self.eps, self.decay = params, lr, betas, eps, decay
+        self.state = {f"{n}_{k}": namespace(p).zeros_like(p) for k, p in params.items() for n in "mv"}
+        self.t = 0
+
+    def step(self, grads):
+        self.t += 1
+        b1, b2 = self.betas
+        step_size = self.lr / (1 - b1**self.t)
+        root = 1 / (1 - b2**self.t) ** 0.5  # sqrt(v^) = sqrt(v) * root
+        for k, w in self.params.items():
+            g, m, v = grads[k], self.state[f"m_{k}"], self.state[f"v_{k}"]
+            decay = self.lr * self.decay if w.ndim > 1 else 0.0
+            fast = kernels(w)
+            if fast:
+                f = np.float32
+                flat = (w.ravel(), g.ravel(), m.ravel(), v.ravel())
+                fast.adam(*flat, f(step_size), f(b1), f(b2), f(root), f(self.eps), f(decay))
+            else:
+                m[...] = b1 * m + (1 - b1) * g
+                v[...] = b2 * v + (1 - b2) * g * g
+                w[...] = (1 - decay) * w - step_size * m / (namespace(v).sqrt(v) * root + self.eps)
+
+
+def cosine(t, total, warmup=0):
+    """Learning-rate factor at step t of total: linear warm-up over the first `warmup` steps, then half a cosine to 0."""
+    if t < warmup:
+        return (t + 1) / warmup
+    return 0.5 * (1 + np.cos(np.pi * (t - warmup) / max(1, total - warmup)))
+
+
+def linear(t, total):
+    """Learning-rate factor at step t of total: a straight line from 1 to 0."""
+    return 1 - t / total

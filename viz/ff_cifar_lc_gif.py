@@ -1,0 +1,148 @@
+"""A ff_cifar_lc run as a film: one frame per snapshot, with filters, goodness and accuracy so far.
+
+    python viz/ff_cifar_lc_gif.py RUN [--fps 4] [--epochs N] [--snapshot-every K] [--out FILE]
+
+FILE is RUN/figures/training.gif unless given. Everything comes from the record and the snapshots; nothing is trained.
+"""
+
+import io
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common import record
+from common.evaluate import accuracy
+from viz import style
+from viz.ff_cifar_lc import Run, tiles
+
+LIMIT = 1_500_000  # bytes
+HOLD = 2000  # milliseconds that the last frame stays
+
+
+class Film:
+    """The chosen snapshots, and what stays the same in all frames: the filters' scales, the histograms' axes."""
+
+    def __init__(self, run, epochs):
+        self.run, self.epochs, self.voters = run, epochs, list(run.voters())
+        arrays = [record.load_arrays(run.snapshots[epoch])[0] for epoch in epochs]
+        self.filters = [a["filters"][..., :8] for a in arrays]
+        self.scale = np.max([np.abs(f).max(axis=(1, 2, 3)) for f in self.filters], axis=0)  # (P, O)
+        goodness = [a["goodness"] for a in arrays]  # each (n_layers, n, n_classes)
+        labels = arrays[0]["labels"].astype(int)
+        self.acc = [100 * accuracy(g[self.voters].sum(axis=0).argmax(axis=1), labels) for g in goodness]
+        right = np.eye(goodness[0].shape[2], dtype=bool)[labels]  # (n, n_classes)
+        self.bins = np.linspace(0, max(np.percentile(goodness[-1], 99.7), 1e-3), 31)
+        self.shares = [[(self.share(g[i][right]), self.share(g[i][~right])) for i in self.voters] for g in goodness]
+        self.top = 1.1 * np.max(self.shares[1:] or self.shares)  # before training, all values share a few high bars
+
+    def share(self, g):
+        """Percent of the values g in each bin; the last bin also takes what is larger."""
+        return 100 * np.histogram(g.clip(max=self.bins[-1]), self.bins)[0] / len(g)
+
+
+def frame(film, k):
+    """Frame k as a Pillow image."""
+    fig = plt.figure(figsize=(9, 5.2), layout="constrained")
+    left, right = fig.subfigures(1, 2, width_ratios=(1.15, 1))
+    ax = left.subplots()
+    tiles(ax, film.filters[k], film.scale)
+    ax.set_xlabel("channel\n(places 1, 2, 5, 6: corners; 3, 4: middle)")
+    ax.set_title("First-layer filters\n(mid-grey: weight 0)")
+    top, bottom = right.subfigures(2, 1)
+    for j, ax in enumerate(top.subplots(1, len(film.voters), sharey=True, squeeze=False)[0]):
+        histogram(ax, film, k, j)
+    top.supxlabel("goodness, mean of h²", fontsize=11)
+    top.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, handlelength=1.5)
+    accuracy_so_far(bottom.subplots(), film, k)
+    n = film.run.config["n_epochs"]
+    fig.suptitle(f"Forward-Forward on {film.run.dataset}: after epoch {film.epochs[k]} of {n}", fontsize=13)
+    return style.pixels(fig)
+
+
+def histogram(ax, film, k, j):
+    """Goodness of the right label and of all wrong ones in the voting layer number j."""
+    for share, color, text in zip(
+        film.shares[k][j], (style.POS, style.NEG), ("right label", "wrong labels"), strict=True
+    ):
+        ax.stairs(share, film.bins, fill=True, color=color, alpha=0.3)
+        ax.stairs(share, film.bins, color=color, linewidth=2, label=text)
+    ax.axvline(film.run.config["threshold"], color=style.CHANCE, linewidth=1.2, linestyle=(0, (2, 2)), label="θ")
+    ax.set_xlim(0, film.bins[-1])
+    ax.set_ylim(0, film.top)
+    ax.set_title(f"Layer {film.voters[j]}")
+    if j == 0:
+        ax.set_ylabel("share (%)")
+
+
+def accuracy_so_far(ax, film, k):
+    """FF from the snapshots, on the images behind them; BP from the record, on the same images."""
+    run = film.run
+    split = "validation" if run.config["validation"] else "training"
+    ax.plot(film.epochs[: k + 1], film.acc[: k + 1], color=style.FF, marker="o", label="FF")
+    highest = max(film.acc)
+    bp = run.values("bp", "val_acc" if run.config["validation"] else "train_acc")
+    if bp is not None:
+        shown = [epoch for epoch in run.epochs if epoch <= film.epochs[k]]
+        ax.plot(shown, 100 * bp[: len(shown)], color=style.BP, marker="s", label="BP")
+        highest = max(highest, 100 * bp.max())
+    style.reference(ax, 100 / run.n_classes(), "chance")
+    style.epoch_axis(ax, film.epochs[-1], film.epochs[0])
+    ax.set_ylim(0, 1.1 * highest)
+    ax.set_ylabel(f"{split} acc. (%)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def gif(frames, fps, colors):
+    """Pillow images -> the bytes of a GIF with one palette of `colors`, that of the last frame."""
+    palette = frames[-1].quantize(colors)
+    table = np.reshape(palette.getpalette(), (-1, 3))
+    table[table.min(axis=1) > 246] = 255  # white stays white
+    palette.putpalette(table.ravel().tolist())
+    frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in frames]
+    durations = [round(1000 / fps)] * (len(frames) - 1) + [HOLD]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return buffer.getvalue()
+
+
+def fit(frames, fps):
+    """The GIF in full quality if LIMIT allows, else with fewer colours, then smaller -> its bytes, what was done."""
+    width, height = frames[0].size
+    for colors, scale in ((128, 1), (64, 1), (32, 1), (32, 0.8), (32, 0.65), (16, 0.5)):
+        size = round(width * scale), round(height * scale)
+        data = gif([image.resize(size) for image in frames] if scale < 1 else frames, fps, colors)
+        if len(data) <= LIMIT:
+            return data, f", reduced to {colors} colours, {size[0]} x {size[1]} pixels" if colors < 128 else ""
+    raise record.RecordError(f"{len(frames)} frames do not fit into {LIMIT / 1e6} MB: try a larger --snapshot-every")
+
+
+def main():
+    parser = style.Parser(__doc__)
+    parser.add_run()
+    parser.add_argument("--fps", type=float, default=4, help="frames per second (default: 4)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="stop after epoch N (default: the last snapshot)")
+    parser.add_argument("--snapshot-every", type=int, default=1, metavar="K", help="every K-th epoch, and the last one")
+    parser.add_argument("--out", metavar="FILE", help="the GIF (default: RUN/figures/training.gif)")
+    options = parser.parse_run()
+    if options.snapshot_every < 1 or not 0.1 <= options.fps <= 50:
+        parser.error("--snapshot-every must be at least 1, --fps from 0.1 to 50")
+    run = Run(options.run)
+    epochs = [epoch for epoch in run.snapshots if options.epochs is None or epoch <= options.epochs]
+    if not epochs:
+        raise record.RecordError(f"{run.folder} has no snapshots to draw a film from")
+    epochs = [epoch for epoch in epochs if epoch % options.snapshot_every == 0 or epoch == epochs[-1]]
+    out = Path(options.out) if options.out else run.folder / "figures" / "training.gif"
+    style.folder(out.parent)
+    film = Film(run, epochs)
+    data, reduced = fit([frame(film, k) for k in range(len(epochs))], options.fps)
+    out.write_bytes(data)
+    print(f"film: {out} ({len(epochs)} frames, {len(data) / 1e6:.2f} MB{reduced})")
+
+
+if __name__ == "__main__":
+    style.run(main)

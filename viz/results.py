@@ -1,0 +1,188 @@
+"""The tables of the READMEs, made from committed records: no number stands in a README that no record shows.
+
+    python viz/results.py             rewrite README.md and ff_*/README.md between their results markers
+    python viz/results.py --check     change nothing; exit code 1 and one line when a table is stale
+
+A record is results/<experiment>/<any name>.jsonl, a copy of a finished run's record.jsonl. Runs that differ in nothing
+but the seed are one row, as mean ± sd. A table stands between <!-- results:NAME --> and <!-- /results:NAME -->; the
+names are the keys of TABLES.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common import record
+from common.evaluate import mean_sd
+from viz import style
+
+# Numbers of the write-up that ff_cifar_lc reproduces, "Forward-Forward on CIFAR-10 with locally-connected layers":
+# its headline run (one seed), with the settings and the data that a group must share to stand beside it.
+WRITE_UP = {"ff": 22.78, "bp": 38.31, "goodness": [(2.12, 1.84), (2.31, 1.79)]}
+WRITE_UP_DATA = "cifar10"
+WRITE_UP_CONFIG = {"n_epochs": 10, "n_layers": 2, "channels": 8, "rf": "11,5", "batch_size": 64, "lr": 0.01}
+WRITE_UP_CONFIG |= {"threshold": 2.0, "train_subset": 10000, "slot_rows": 3, "skip_first": True, "full_test": True}
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def groups(folder):
+    """The records in a folder, as one list of runs (a run: its lines) for all that share settings and data."""
+    found = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = record.read(path)
+        if not lines or "final" not in lines[-1]:
+            raise record.RecordError(f"{path} has no final line: only finished runs belong in results/")
+        settings = {k: v for k, v in lines[0]["config"].items() if k != "seed"}
+        runs = found.setdefault(json.dumps([lines[0]["dataset"]["name"], settings], sort_keys=True), [])
+        if any(run[0]["config"]["seed"] == lines[0]["config"]["seed"] for run in runs):
+            raise record.RecordError(f"{path} repeats a run (settings and seed) that another record already holds")
+        runs.append(lines)
+    return [sorted(runs, key=lambda run: run[0]["config"]["seed"]) for runs in found.values()]
+
+
+def epochs(run):
+    return [line for line in run if "epoch" in line]
+
+
+def spread(values, digits=2):
+    """ "22.78 ± 0.41", or a single value as it is; a class without test images has no value (NaN)."""
+    values = [value for value in values if not np.isnan(value)]
+    if not values:
+        return "–"
+    mean, sd = mean_sd(values)
+    return f"{mean:.{digits}f}" + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}")
+
+
+def command(runs):
+    """One command that repeats these runs: without flags that change no number, with all seeds."""
+    words = re.sub(r" --(seeds?|out|data-dir|save|resume)[ =]\S+| --(no-)?figures", "", runs[0][0]["command"])
+    seeds = [run[0]["config"]["seed"] for run in runs]
+    if len(seeds) == 1:
+        return f"{words} --seed {seeds[0]}"
+    dense = seeds == list(range(seeds[0], seeds[-1] + 1))
+    return f"{words} --seeds {f'{seeds[0]}-{seeds[-1]}' if dense else ','.join(map(str, seeds))}"
+
+
+def data(runs):
+    """The data set, the training images and the epochs."""
+    first = runs[0][0]
+    images = f"{first['config']['train_subset']:,}".replace(",", " ")
+    return f"{first['dataset']['name']}, {images} images, {first['config']['n_epochs']} epochs"
+
+
+def write_up(runs):
+    """What the write-up has for these settings, or nothing."""
+    first = runs[0][0]
+    same = first["dataset"]["name"] == WRITE_UP_DATA and WRITE_UP_CONFIG.items() <= first["config"].items()
+    return WRITE_UP if same else {}
+
+
+def markdown(head, rows):
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def lc_accuracy(all_runs):
+    """One row per method and group."""
+    head = ["Method", "Data", "Test accuracy, %", "Write-up, %", "Train accuracy, %", "s/epoch", "Command", "Commit"]
+    rows = []
+    for runs in all_runs:
+        n = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
+        commits = ", ".join(sorted({run[0]["commit"] or "–" for run in runs}))
+        for net, name in (("ff", "FF"), ("bp", "BP twin")):
+            if net in runs[0][-1]["final"]:
+                test = spread([100 * run[-1]["final"][net]["test_acc"] for run in runs])
+                train = spread([100 * epochs(run)[-1][net]["train_acc"] for run in runs], 1)
+                seconds = np.median([line[net]["seconds"] for run in runs for line in epochs(run)])
+                row = [name, data(runs), f"{test} ({n})", write_up(runs).get(net, "–"), train, f"{seconds:.1f}"]
+                rows.append([*row, f"`{command(runs)}`", commits])
+    return markdown(head, rows)
+
+
+def lc_classes(all_runs):
+    """Per group one table, one row per class."""
+    tables = []
+    for runs in all_runs:
+        finals = [run[-1]["final"] for run in runs]
+        nets = [(net, name) for net, name in (("ff", "FF"), ("bp", "BP twin")) if net in finals[0]]
+        n_classes = len(finals[0]["ff"]["per_class"])
+        dataset = runs[0][0]["dataset"]
+        names = dataset.get("class_names") or (CIFAR10 if dataset["name"] == "cifar10" else range(n_classes))
+        rows = []
+        for k in range(n_classes):
+            scores = [[final[net]["per_class"][k] for final in finals] for net, _ in nets]
+            rows.append([names[k], *(spread(100 * np.array(values, float), 1) for values in scores)])
+        table = markdown(["Class", *(f"{name}, %" for _, name in nets)], rows)
+        if "rank_correlation" in finals[0]:
+            rho = spread([final["rank_correlation"] for final in finals])
+            table += f"\n\nSpearman's rank correlation of FF and BP over the classes: {rho}."
+        tables.append(f"Test accuracy by class, {data(runs)} (`{command(runs)}`):\n\n{table}")
+    return "\n\n".join(tables)
+
+
+def lc_goodness(all_runs):
+    """One row per group and layer."""
+    rows = []
+    for runs in all_runs:
+        theirs = write_up(runs).get("goodness", [])
+        for i in range(runs[0][0]["config"]["n_layers"]):
+            ours = [spread([epochs(run)[-1]["ff"][key][i] for run in runs]) for key in ("g_pos", "g_neg")]
+            rows.append([data(runs), i, *ours, "{} / {}".format(*theirs[i]) if theirs else "–", f"`{command(runs)}`"])
+    return markdown(["Data", "Layer", "g⁺ (right label)", "g⁻ (wrong label)", "Write-up, g⁺ / g⁻", "Command"], rows)
+
+
+TABLES = {  # name in the README -> folder in results/, function
+    "ff_cifar_lc": ("ff_cifar_lc", lc_accuracy),
+    "ff_cifar_lc-classes": ("ff_cifar_lc", lc_classes),
+    "ff_cifar_lc-goodness": ("ff_cifar_lc", lc_goodness),
+}
+
+
+def fill(text, root, readme):
+    """The README's text with every table made anew."""
+
+    def table(match):
+        name = match[1]
+        if name not in TABLES:
+            raise record.RecordError(f"{readme}: there is no table {name}; there are {', '.join(TABLES)}")
+        folder, make = TABLES[name]
+        runs = groups(root / "results" / folder)
+        body = make(runs) if runs else "No results yet."
+        return f"<!-- results:{name} -->\n{body}\n<!-- /results:{name} -->"
+
+    text, tables = re.subn(r"<!-- results:([\w-]+) -->\n.*?<!-- /results:\1 -->", table, text, flags=re.DOTALL)
+    if tables != text.count("<!-- results:"):
+        raise record.RecordError(f"{readme}: a results marker is never closed")
+    return text
+
+
+def main():
+    parser = style.Parser(__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when a table is stale")
+    parser.add_argument("--root", metavar="DIR", default=ROOT, help="the repository (default: this one)")
+    options = parser.parse_args()
+    root = Path(options.root)
+    stale = []
+    for readme in [root / "README.md", *sorted(root.glob("ff_*/README.md"))]:
+        if readme.exists():
+            old = readme.read_text(encoding="utf-8")
+            new = fill(old, root, readme)
+            if new != old:
+                stale.append(readme.relative_to(root).as_posix())
+                if not options.check:
+                    readme.write_bytes(new.encode())  # bytes: Windows would put its own line ends
+    if options.check and stale:
+        print(f"stale tables in {', '.join(stale)}: run python viz/results.py", file=sys.stderr)
+        sys.exit(1)
+    print(f"tables: rewrote {', '.join(stale)}" if stale else "tables: up to date")
+
+
+if __name__ == "__main__":
+    style.run(main)

@@ -17,15 +17,17 @@ import copy
 import sys
 import time
 
+from timing import start, timed, worst  # before NumPy, see common/__init__.py
+
+# isort: split
 import numpy as np
-from timing import ROOT, start, timed, worst
+
+from common import ROOT, goodness, label_sharing, local2d, optim
+from common.evaluate import in_batches
+from common.labels import write_slot, wrong_labels
 
 sys.path.insert(0, str(ROOT / "ff_cifar_lc"))
 import train
-
-from common import goodness, label_sharing, local2d, optim
-from common.evaluate import in_batches
-from common.labels import write_slot, wrong_labels
 
 
 @contextlib.contextmanager
@@ -41,7 +43,7 @@ def plain_path():
 
 
 def torch_network(layers, cfg):
-    """The same network in PyTorch -> step(images, labels, negatives), goodness(images), weights(); None without torch."""
+    """The same network in PyTorch -> step(images, labels, negatives), goodness(images), weights(); or None."""
     try:
         import torch
         from torch.nn.functional import softplus
@@ -132,7 +134,7 @@ def main():
         with plain_path():
             train.ff_step(*plain, x, y, n, cfg, 10)
 
-    # Adam turns a gradient of either sign of zero into a full step: compare after few steps, and the goodness, not signs.
+    # Adam divides by a gradient's own size, so roundings grow step by step: compare after few steps.
     epoch(our_step, 3), epoch(plain_step, 3)
     differences = [worst(a.params["W"], b.params["W"]) for a, b in zip(ours[0], plain[0], strict=True)]
     g = goodness_of(ours[0], images[:B], cfg)

@@ -8,8 +8,10 @@ ReLU. The result is checked against float64 before anything is timed.
 
 import argparse
 
+from timing import start, timed, worst  # before NumPy, see common/__init__.py
+
+# isort: split
 import numpy as np
-from timing import start, timed, worst
 
 from common.local2d import LocallyConnected2d
 
@@ -18,7 +20,7 @@ SHAPES = [("RF 11,  3->8", (32, 32, 3), 11, 8), ("RF  5,  8->8", (22, 22, 8), 5,
 
 
 def torch_step(W, x, dz):
-    """The same products as one batched matmul per layer in PyTorch -> forward and weight-gradient functions, or None."""
+    """The same products as one batched matmul per layer in PyTorch -> forward and weight gradient, or None."""
     try:
         import torch
     except ImportError:

@@ -4,12 +4,11 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import cli, record  # before NumPy, see common/__init__.py
+
+# isort: split
 import numpy as np
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from common import cli, record
 
 
 def timed(functions, repeats=9, warmup=2):
@@ -39,7 +38,8 @@ def start(threads=0):
     machine = record.machine(threads)
     rate = sgemm_rate()
     print(
-        f"{machine['cpu']}, {machine['cores']} cores, {threads} threads; numpy {machine['numpy']}, numba {machine['numba']}"
+        f"{machine['cpu']}, {machine['cores']} cores, {threads} threads; "
+        f"numpy {machine['numpy']}, numba {machine['numba']}"
     )
     print(f"sgemm {rate / 1e9:.0f} GFLOP/s (3072 x 3072 x 3072, float32)")
     return threads, rate

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common import ROOT
+
 
 class UsageError(Exception):
     """Something the user can mend; the message is one clear line that says how."""
@@ -98,8 +100,10 @@ def announce_compilation():
     from common.optim import Adam
 
     source = Path(kernels_cpu.__file__)
-    cached = [p.stat().st_mtime for p in Path(kernels_cpu.forward.stats.cache_path).glob("kernels_cpu.*.nbi")]
-    if len(cached) < 5 or min(cached) < source.stat().st_mtime:
+    kernels = ("pack", "forward", "weight_grad", "input_grad", "scaled_square_sums", "relu_grad", "scale_rows", "adam")
+    folder = Path(kernels_cpu.forward.stats.cache_path)
+    compiled = [max((p.stat().st_mtime for p in folder.glob(f"kernels_cpu.{k}-*.nbi")), default=0) for k in kernels]
+    if min(compiled) < source.stat().st_mtime:
         print("Compiling the kernels for this processor (once, about 20 seconds) ...", flush=True)
     rng = np.random.default_rng(0)
     layers = [LocallyConnected2d((4, 4, 1), 1, 2, rng), LocallyConnected2d((3, 3, 1), 1, 2, rng)]
@@ -119,8 +123,7 @@ def progress(items, label):
 
 def draw(script, folder):
     """Draw a run's figures with the script (a path from the repository's root), in a process of its own."""
-    root = Path(__file__).resolve().parent.parent
-    if subprocess.run([sys.executable, str(root / script), str(folder)]).returncode:
+    if subprocess.run([sys.executable, str(ROOT / script), str(folder)]).returncode:
         raise UsageError(f"the run is complete, its figures are not: python {script} {folder} draws them again")
 
 

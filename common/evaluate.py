@@ -14,19 +14,25 @@ def accuracy(predicted, labels):
 
 
 def per_class_accuracy(predicted, labels, n_classes):
-    """Accuracy on the images of each class: a list of n_classes numbers from 0 to 1 (None for a class without images)."""
+    """Accuracy on each class's images: n_classes numbers from 0 to 1 (None for a class without images)."""
     right = np.asarray(predicted) == labels
     return [float(right[labels == k].mean()) if (labels == k).any() else None for k in range(n_classes)]
 
 
 def rank_correlation(a, b):
-    """Spearman's rank correlation of a and b (n,), from -1 to 1; ties share their mean rank."""
+    """Spearman's rank correlation of a and b (n,), from -1 to 1; ties share their mean rank.
+
+    Pairs in which either is None are left out; nan where fewer than two are left or all are equal.
+    """
+    pairs = [pair for pair in zip(a, b, strict=True) if None not in pair]
+    a, b = [x for x, _ in pairs], [y for _, y in pairs]
 
     def ranks(x):
         x = np.asarray(x)
         return (x[:, None] > x).sum(axis=1) + ((x[:, None] == x).sum(axis=1) - 1) / 2
 
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+    with np.errstate(invalid="ignore"):
+        return float(np.corrcoef(ranks(a), ranks(b))[0, 1]) if len(a) > 1 else float("nan")
 
 
 def mean_sd(values):

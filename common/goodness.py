@@ -12,7 +12,9 @@ Loss (Hinton 2022, section 2, eq. 1: p(positive) = sigmoid(g - theta)), t_b = +1
 A pair of one positive and one negative image is two rows, so L is half of the per-pair sum that papers print.
 """
 
-from common.arrays import namespace
+import numpy as np
+
+from common.arrays import kernels, namespace
 from common.functions import sigmoid, softplus
 
 
@@ -20,11 +22,11 @@ class SumSquare:
     """g (B,) = sum of squares of y (B, ...) over all units of the layer."""
 
     def forward(self, y):
-        axes = tuple(range(1, y.ndim))
-        return (y * y).sum(axis=axes), y
+        axes = "bijkl"[: y.ndim]
+        return namespace(y).einsum(f"{axes},{axes}->b", y, y), y
 
     def backward(self, dg, cache):
-        return (2 * dg).reshape(-1, *[1] * (cache.ndim - 1)) * cache
+        return scale_rows(cache, 2 * dg)
 
 
 class MeanSquare:
@@ -41,6 +43,17 @@ class MeanSquare:
 def units(y):
     """D, the number of units of one row of y (B, ...)."""
     return y.size // len(y)
+
+
+def scale_rows(y, factor):
+    """Row b of y (B, ...) times factor[b]."""
+    k = kernels(y)
+    inner = y.transpose(*range(1, y.ndim), 0)  # (..., B)
+    if k is None or not inner.flags.c_contiguous:
+        return y * factor.reshape(-1, *[1] * (y.ndim - 1))
+    out = np.empty_like(inner)
+    k.scale_rows(inner.reshape(-1, len(y)), factor, out.reshape(-1, len(y)))
+    return out.transpose(-1, *range(y.ndim - 1))
 
 
 def threshold_loss(g, t, theta):
@@ -63,7 +76,7 @@ def normalise(y, g=None, eps=1e-8):
     """
     if g is None:
         g, _ = MeanSquare().forward(y)
-    return y * rms_inverse(g, eps).reshape(-1, *[1] * (y.ndim - 1))
+    return scale_rows(y, rms_inverse(g, eps))
 
 
 def rms_inverse(g, eps=1e-8):

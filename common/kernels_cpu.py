@@ -14,7 +14,7 @@ Everything is float32. Work is split over output rows (or input rows, for the in
 by one thread in one fixed order, so the result has the same bits for any thread count. The float64 reference that these
 kernels are checked against is `LocallyConnected2d` in local2d.py.
 
-Two threads: `numba.set_num_threads` (common/cli.py does it). The compiled code is cached beside this file.
+Threads: `numba.set_num_threads` (common/cli.py does it). The compiled code is cached beside this file.
 """
 
 import llvmlite.binding as llvm
@@ -27,7 +27,7 @@ from numba.extending import intrinsic
 
 
 def _vector_width():
-    """(floats per vector register, rows of a tile, vectors of a tile): 16-32 accumulators where there are 32 registers."""
+    """(floats per vector register, rows of a tile, vectors of a tile): half of the registers become accumulators."""
     features = numba.config.CPU_FEATURES
     if features is None:
         features = llvm.get_host_cpu_features().flatten()
@@ -147,12 +147,65 @@ def _make_transpose():
     return transpose
 
 
+def _make_move(n):
+    """D[d0 : d0 + n] = S[s0 : s0 + n] in one register."""
+    vector = ir.VectorType(ir.FloatType(), n)
+
+    @intrinsic
+    def move(typingctx, D, d0, S, s0):
+        signature = types.void(D, _INT, S, _INT)
+
+        def codegen(context, builder, signature, args):
+            D, d0, S, s0 = args
+            target = context.make_array(signature.args[0])(context, builder, D).data
+            source = context.make_array(signature.args[2])(context, builder, S).data
+            value = builder.load(builder.bitcast(builder.gep(source, [s0]), vector.as_pointer()), align=4)
+            builder.store(value, builder.bitcast(builder.gep(target, [d0]), vector.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return move
+
+
+@intrinsic
+def _prefetch(typingctx, D, d0):
+    """Ask for the cache line of D[d0], to be written soon."""
+    signature = types.void(D, _INT)
+
+    def codegen(context, builder, signature, args):
+        D, d0 = args
+        pointer = builder.gep(context.make_array(signature.args[0])(context, builder, D).data, [d0])
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        f = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(f, [builder.bitcast(pointer, byte), i32(1), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 _tile = _make_tile(ROWS, VECTORS, accumulate=True)
 _tile2 = _make_tile(2, VECTORS, accumulate=True)
 _tile1 = _make_tile(1, VECTORS, accumulate=True)
 _wide = _make_tile(WIDE, 1, accumulate=False)
 _narrow = _make_tile(NARROW, 1, accumulate=False)
 _transpose = _make_transpose()
+_move, _move_half, _move_one = _make_move(LANES), _make_move(LANES // 2), _make_move(1)
+
+
+@njit(inline="always")
+def _copy(D, d0, S, s0, n):
+    """D[d0 : d0 + n] = S[s0 : s0 + n] for any n <= LANES, whole and half registers first."""
+    if n == LANES:
+        _move(D, d0, S, s0)
+    else:
+        done = 0
+        if n >= LANES // 2:
+            _move_half(D, d0, S, s0)
+            done = LANES // 2
+        for i in range(done, n):
+            _move_one(D, d0 + i, S, s0 + i)
 
 
 @njit(inline="always")
@@ -209,11 +262,12 @@ def forward(xp, w, b, y, first, B, W, stride, relu, oy0, oy1, ox0, ox1):
     """
     Q, H, WC, _ = xp.shape
     _, OW, KH, KW, C, O = w.shape
-    width = ox1 - ox0
-    for part in prange((oy1 - oy0) * width):
-        oy, ox = oy0 + part // width, ox0 + part % width
+    for part in prange((oy1 - oy0) * Q):
+        oy, q = oy0 + part // Q, part % Q  # block by block: neighbours in a row share most of what they see
+        i = first + q * BLOCK
+        lanes = min(BLOCK, B - q * BLOCK)
         out = np.empty((O, BLOCK), np.float32)
-        for q in range(Q):
+        for ox in range(ox0, ox1):
             for o in range(O):
                 for lane in range(BLOCK):
                     out[o, lane] = b[oy, ox, o]
@@ -224,8 +278,6 @@ def forward(xp, w, b, y, first, B, W, stride, relu, oy0, oy1, ox0, ox1):
                 for o in range(O):
                     for lane in range(BLOCK):
                         out[o, lane] = max(out[o, lane], np.float32(0))
-            i = first + q * BLOCK
-            lanes = min(BLOCK, B - q * BLOCK)
             for o in range(O):
                 if lanes == BLOCK:
                     for lane in range(BLOCK):
@@ -269,6 +321,10 @@ def weight_grad(xp, dz, dw, db, W, stride, oy0, oy1, ox0, ox1):
             db[oy, (low + lane) // O, (low + lane) % O] = total[lane]
         acc = np.empty((n + WIDE, LANES), np.float32)
         for ky in range(KH):
+            for ox in range(left, right + 1):
+                target = ((oy * OW + ox) * KH + ky) * KW * C * O
+                for k in range(0, KW * C * O, 16):
+                    _prefetch(dw, target + k)
             x0 = ((oy * stride + ky) * W + left * stride) * C * BLOCK
             m = 0  # a last tile may run past the n inputs: its spare rows are not used
             if (n + WIDE - 1) // WIDE * WIDE <= (n + NARROW - 1) // NARROW * NARROW:
@@ -311,25 +367,15 @@ def weight_grad(xp, dz, dw, db, W, stride, oy0, oy1, ox0, ox1):
                     m += NARROW
             for ox in range(left, right + 1):
                 lane0, lane1 = max(ox * O, low) - low, min(ox * O + O, high) - low
-                o0 = low + lane0 - ox * O
-                shift = (ox - left) * stride * C
-                for kx in range(KW):
-                    for c in range(C):
-                        k = shift + kx * C + c
-                        if lane1 - lane0 == LANES:  # the constant trip counts let LLVM copy whole vectors
-                            for o in range(LANES):
-                                dw[oy, ox, ky, kx, c, o0 + o] = acc[k, o]
-                        elif lane1 - lane0 == LANES // 2:
-                            for o in range(LANES // 2):
-                                dw[oy, ox, ky, kx, c, o0 + o] = acc[k, lane0 + o]
-                        else:
-                            for o in range(lane1 - lane0):
-                                dw[oy, ox, ky, kx, c, o0 + o] = acc[k, lane0 + o]
+                source = (ox - left) * stride * C * LANES + lane0
+                target = ((oy * OW + ox) * KH + ky) * KW * C * O + low + lane0 - ox * O
+                for k in range(KW * C):
+                    _copy(dw, target + k * O, acc, source + k * LANES, lane1 - lane0)
 
 
 @njit(parallel=True, cache=True)
 def input_grad(dzp, w, dx, OW, stride):
-    """dx[iy, ix, c, i] = sum over the locations that see (iy, ix) of w[oy, ox, iy - oy*stride, ix - ox*stride, c, o] dz.
+    """dx[iy, ix, c, i] = sum over locations that see (iy, ix) of w[oy, ox, iy - oy*stride, ix - ox*stride, c, o] dz.
 
     dzp (Q, OH, OW*O, BLOCK) packed; w (OH, OW, KH, KW, C, O); dx (H, W, C, B). Only backpropagation asks for it.
     """
@@ -388,8 +434,23 @@ def scaled_square_sums(a, b, scale, out, h, w):
 
 
 @njit(parallel=True, cache=True)
+def relu_grad(dy, y, dz):
+    """dz = dy where y > 0, else 0. Flat float32 arrays."""
+    for i in prange(y.size):
+        dz[i] = dy[i] if y[i] > 0 else np.float32(0)
+
+
+@njit(parallel=True, cache=True)
+def scale_rows(y, factor, out):
+    """out[:, i] = factor[i] y[:, i]: y and out (units, B) with the batch innermost, factor (B,)."""
+    for unit in prange(len(y)):
+        for i in range(len(factor)):
+            out[unit, i] = factor[i] * y[unit, i]
+
+
+@njit(parallel=True, cache=True)
 def adam(w, g, m, v, step_size, beta1, beta2, root, eps, decay):
-    """One pass over memory: m, v <- moving averages of g, g^2; w <- (1 - decay) w - step_size m / (sqrt(v) root + eps).
+    """One pass over memory: m, v <- averages of g, g^2; w <- (1 - decay) w - step_size m / (sqrt(v) root + eps).
 
     All arrays flat float32, updated in place; step_size = lr / (1 - beta1^t), root = 1 / sqrt(1 - beta2^t).
     """

@@ -63,12 +63,12 @@ class SharedPair:
             raise ValueError("SharedPair computes no input gradient: it is a first layer")
         if k is None or B % k.BLOCK:
             return self.layer.backward(dy, cache)
-        dz = (dy * (y > 0) if self.layer.relu else dy).transpose(1, 2, 3, 0)  # (OH, OW, O, 2B), contiguous like y
+        dz = self.layer.dz(dy, y)  # (OH, OW, O, 2B)
         grads = {name: np.empty_like(p) for name, p in self.params.items()}
         self.layer.weight_grad_window(
             packed[: len(packed) // 2], dz[..., :B] + dz[..., B:], grads, self.layer.everywhere
         )
-        self.layer.weight_grad_window(packed, np.ascontiguousarray(dz), grads, self.window)
+        self.layer.weight_grad_window(packed, dz, grads, self.window)
         return None, grads
 
 
@@ -132,7 +132,7 @@ def _one_label_at_a_time(layers, images, slot_rows, n_classes):
 
 
 def _first_layer(layer, images, slot_rows, K, window):
-    """-> y (OH, OW, O, B) of images with an empty slot, zero inside the window; y_window (h, w, O, K, B) of each label."""
+    """-> y (OH, OW, O, B) with an empty slot, zero inside the window; y_window (h, w, O, K, B) of every label."""
     B = len(images)
     inside = (slice(*window[:2]), slice(*window[2:]))
     empty = images.copy()

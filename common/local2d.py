@@ -16,7 +16,7 @@ class LocallyConnected2d:
     """Locally connected layer, with ReLU unless told otherwise.
 
     in_shape (H, W, C), channels O, rf: side of the square receptive field, stride, padding (zeros on every side).
-    params: W (OH, OW, rf, rf, C, O), He-initialised from rng (standard deviation sqrt(2 / (rf*rf*C))); b (OH, OW, O), 0.
+    params: W (OH, OW, rf, rf, C, O), He-initialised from rng (sd sqrt(2 / (rf*rf*C))); b (OH, OW, O), 0.
     Raises ValueError when the receptive field is larger than the padded map.
     """
 
@@ -57,9 +57,9 @@ class LocallyConnected2d:
     def backward(self, dy, cache, need_dx=False):
         """dy (B, OH, OW, O) = dL/dy -> dx (B, H, W, C) or None, grads {"W", "b"} summed over the batch."""
         x, y, x_shape = cache
-        xp = namespace(dy)
-        dz = dy * (y > 0) if self.relu else dy
         if kernels(dy) is None:
+            xp = namespace(dy)
+            dz = dy * (y > 0) if self.relu else dy
             B, (OH, OW, O) = len(dz), self.out_shape
             dz_t = dz.reshape(B, OH * OW, O).transpose(1, 0, 2)  # (OH*OW, B, O)
             dW = xp.matmul(x.transpose(0, 2, 1), dz_t).reshape(self.params["W"].shape)
@@ -68,7 +68,7 @@ class LocallyConnected2d:
                 return None, grads
             W = self.params["W"].reshape(OH * OW, -1, O)
             return self._fold(xp.matmul(dz_t, W.transpose(0, 2, 1)), x_shape), grads
-        dz = batch_innermost(dz)
+        dz = self.dz(dy, y)
         grads = {k: np.empty_like(p) for k, p in self.params.items()}
         self.weight_grad_window(x, dz, grads, self.everywhere)
         return self._input_grad(dz, x_shape) if need_dx else None, grads
@@ -135,6 +135,15 @@ class LocallyConnected2d:
         kernels(y).forward(
             xp, W, 0 * b if linear else b, y, first, B, width, self.stride, self.relu and not linear, *window
         )
+
+    def dz(self, dy, y):
+        """dL/dz (OH, OW, O, B) from dL/dy and y (B, OH, OW, O): the ReLU's derivative, 1 where y > 0."""
+        dy, y = batch_innermost(dy), batch_innermost(y)
+        if not self.relu:
+            return dy
+        dz = np.empty_like(dy)
+        kernels(dy).relu_grad(dy.reshape(-1), y.reshape(-1), dz.reshape(-1))
+        return dz
 
     def weight_grad_window(self, xp, dz, grads, window):
         """Write grads of the locations in the window, from packed images xp and dz (OH, OW, O, B)."""

@@ -62,7 +62,7 @@ class Adam:
 
 
 def cosine(t, total, warmup=0):
-    """Learning-rate factor at step t of total: linear warm-up over the first `warmup` steps, then half a cosine to 0."""
+    """Learning-rate factor at step t of total: a line from 0 over the `warmup` steps, then half a cosine to 0."""
     if t < warmup:
         return (t + 1) / warmup
     return 0.5 * (1 + np.cos(np.pi * (t - warmup) / max(1, total - warmup)))

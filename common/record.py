@@ -1,4 +1,4 @@
-"""Records and checkpoints: a run is a folder with record.jsonl, checkpoint.npz and snapshots, and can be killed anywhere.
+"""Records and checkpoints: a run is a folder with record.jsonl, checkpoint.npz, snapshots, and can be killed anywhere.
 
 record.jsonl: first line what was run and on what; one line per epoch; last line the result. The checkpoint holds the
 weights, the optimisers' state, the generators' states and the length of the record, and replaces its predecessor in one
@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from common import ROOT
 
 
 class RecordError(Exception):
@@ -60,10 +62,9 @@ def _cpu_name():
 
 def commit():
     """The commit of the code that runs, with "+" behind it when files differ from it; None outside a git checkout."""
-    here = Path(__file__).parent
 
     def git(*words):
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + (
@@ -75,9 +76,8 @@ def commit():
 
 def command():
     """The command line as typed, from the repository root's point of view."""
-    root = Path(__file__).resolve().parent.parent
     script = Path(sys.argv[0]).resolve()
-    name = script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name
+    name = script.relative_to(ROOT).as_posix() if script.is_relative_to(ROOT) else script.name
     return " ".join(["python", name, *sys.argv[1:]])
 
 
@@ -98,11 +98,15 @@ def _plain(value):
 
 
 def read(path):
-    """The lines of a record (a run folder or a .jsonl file) as dicts. Raises RecordError for anything else."""
+    """The lines of a record (a run folder or a .jsonl file) as dicts, without a last line that is not whole.
+
+    Raises RecordError for anything else.
+    """
     path = Path(path)
     path = path / "record.jsonl" if path.is_dir() else path
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a line that was written whole ends with a newline
+        return [json.loads(line) for line in lines]
     except FileNotFoundError:
         raise RecordError(f"{path} does not exist: name a run folder or a record.jsonl") from None
     except (OSError, ValueError) as error:
@@ -110,7 +114,7 @@ def read(path):
 
 
 def save_arrays(path, arrays, meta):
-    """Write arrays (name -> array) and meta (JSON) to path in one step: the old file stands until the new one is whole."""
+    """Write arrays (name -> array) and meta (JSON) in one step: the old file stands until the new one is whole."""
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
     with open(temporary, "wb") as file:
@@ -133,7 +137,7 @@ def load_arrays(path):
 
 
 def state_of(name, layers, opts):
-    """Everything of a network that lives between steps, as arrays: parameters, layer state, optimiser state and step."""
+    """What lives between steps, as arrays: parameters, layer state, optimiser state and number of steps."""
     arrays = {}
     for i, (layer, opt) in enumerate(zip(layers, opts, strict=True)):
         for kind, values in (("params", layer.params), ("state", layer.state), ("opt", opt.state)):

@@ -30,12 +30,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import ROOT, cli, data, record  # before NumPy, see common/__init__.py
+
+# isort: split
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from common import cli, data, record
 from common.evaluate import accuracy, in_batches, mean_sd, per_class_accuracy, rank_correlation
 from common.goodness import ff_loss, normalise, softmax_cross_entropy
 from common.label_sharing import SharedPair, goodness_of_labels
@@ -154,11 +154,13 @@ def check(cfg, ds):
          "--n-epochs, --n-layers, --channels, --batch-size, --train-subset and --eval-subset must be at least 1"),
         (not 0 <= cfg.validation < n, f"--validation {cfg.validation}: {ds.name} has {n} training images"),
         (cfg.train_subset > n - cfg.validation,
-         f"--train-subset {cfg.train_subset}: {ds.name} has {n} training images, of which {cfg.validation} are held out"),
+         f"--train-subset {cfg.train_subset}: {ds.name} has {n} training images, {cfg.validation} of them held out"),
         (cfg.validation and cfg.eval_subset > cfg.validation,
          f"--eval-subset {cfg.eval_subset} is larger than --validation {cfg.validation}"),
-        (cfg.eval_subset > len(ds.x_test), f"--eval-subset {cfg.eval_subset}: {ds.name} has {len(ds.x_test)} test images"),
-        (not 0 < cfg.lr < np.inf or not np.isfinite(cfg.threshold), f"--lr {cfg.lr} or --threshold {cfg.threshold} is no usable number"),
+        (cfg.eval_subset > len(ds.x_test),
+         f"--eval-subset {cfg.eval_subset}: {ds.name} has {len(ds.x_test)} test images"),
+        (not 0 < cfg.lr < np.inf or not np.isfinite(cfg.threshold),
+         f"--lr {cfg.lr} or --threshold {cfg.threshold} is no usable number"),
         (not all(part.isdigit() for part in cfg.rf.split(",")), f"--rf {cfg.rf}: give sides like 11,5"),
     ]  # fmt: skip
     for wrong, message in rules:
@@ -302,6 +304,7 @@ def run(cfg, options, threads):
     else:
         folder = record.new_run(options.out or ROOT / "runs" / "ff_cifar_lc", cfg.seed)
         dataset = {"name": ds.name, "sha256": ds.sha256, "train": len(split.train[0]), "note": ds.note}
+        dataset["class_names"] = list(ds.class_names)
         first = {"command": record.command(), "config": asdict(cfg), "dataset": dataset, "machine": machine}
         record.append(folder, first | {"commit": record.commit()})
         if cfg.snapshot_every:
@@ -353,11 +356,10 @@ def report(final, ds):
         if name in final:
             classes = zip(ds.class_names, final[name]["per_class"], strict=True)
             per_class = ", ".join(f"{c} {100 * a:.0f}" for c, a in classes if a is not None)
-            print(
-                f"{name.upper()} test accuracy {100 * final[name]['test_acc']:.2f} % of {final['test_images']} ({per_class})"
-            )
+            score = f"{100 * final[name]['test_acc']:.2f} % of {final['test_images']}"
+            print(f"{name.upper()} test accuracy {score} ({per_class})")
     if "rank_correlation" in final:
-        print(f"FF and BP order the classes alike: rank correlation {final['rank_correlation']:.2f}")
+        print(f"rank correlation of FF's and BP's classes: {final['rank_correlation']:.2f} (1: the same order)")
 
 
 def main():

@@ -51,6 +51,17 @@ def test_directions(path):
     assert not wrong, f"{path.relative_to(ROOT)} may not import {', '.join(wrong)}"
 
 
+SCRIPTS = [p for p in FILES if p.relative_to(ROOT).parts[0].startswith("ff_") or p.parent.name == "benchmarks"]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_scripts_import_common_before_numpy(path):
+    """Otherwise BLAS has chosen how its threads wait before common/__init__.py can say it."""
+    order = [name.partition(".")[0] for name in imported(path)]
+    first = [order.index(name) for name in ("common", "timing") if name in order]  # timing.py imports common first
+    assert "numpy" not in order or min(first) < order.index("numpy")
+
+
 def test_the_rule_can_fail():
     path = ROOT / "common" / "layers.py"
     assert not allowed("common", path, "train") and not allowed("common", path, "matplotlib.pyplot")
@@ -58,6 +69,7 @@ def test_the_rule_can_fail():
 
 
 def test_common_starts_without_matplotlib_or_torch():
-    code = "import sys, common.local2d, common.label_sharing, common.cli, common.data; print([m for m in ('matplotlib', 'torch', 'cupy') if m in sys.modules])"
+    code = "import sys, common.local2d, common.label_sharing, common.cli, common.data\n"
+    code += "print([m for m in ('matplotlib', 'torch', 'cupy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The numba kernels against the readable reference, against naive loops, and against themselves on another thread count."""
+"""The numba kernels against the readable reference, naive loops, and themselves on another number of threads."""
 
 import numba
 import numpy as np

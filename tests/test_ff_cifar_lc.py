@@ -1,0 +1,192 @@
+"""The script as its users run it: from another folder, twice, killed, resumed, and with every kind of wrong flag."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common import record
+
+SCRIPT = Path(__file__).resolve().parent.parent / "ff_cifar_lc" / "train.py"
+SMALL = (
+    "--train-subset 160 --eval-subset 64 --validation 100 --batch-size 32 --rf 5,3 --channels 4 --n-epochs 2".split()
+)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def call(cache, cwd, *flags, small=SMALL):
+    """Run the script in folder cwd on built-in data -> the finished process."""
+    command = [sys.executable, str(SCRIPT), *small, "--out", "out", *flags]
+    if not {"--dataset", "--resume"} & set(flags):
+        command += ["--dataset", "shapes"]
+    environment = os.environ | {"FF_CACHE": str(cache)}
+    environment.pop("FF_DATA", None)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def finished(cache, cwd, *flags):
+    done = call(cache, cwd, "--no-figures", *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done, sorted((cwd / "out").iterdir())
+
+
+def without_times(lines):
+    """A record's lines without what two identical runs may differ in."""
+    if isinstance(lines, dict):
+        drop = {"seconds", "test_seconds", "command", "resumed_after_epoch"}
+        return {k: without_times(v) for k, v in lines.items() if k not in drop}
+    return [without_times(line) for line in lines] if isinstance(lines, list) else lines
+
+
+def test_same_seed_same_record(cache, tmp_path):
+    done, folders = finished(cache, tmp_path, "--seed", "1", "--save", "weights.npz")
+    assert [line.split()[:2] for line in done.stdout.splitlines() if line.startswith("epoch")] == [
+        ["epoch", "1/2"],
+        ["epoch", "2/2"],
+    ]
+    assert "FF test accuracy" in done.stdout and "BP test accuracy" in done.stdout
+    _, folders = finished(cache, tmp_path, "--seeds", "1-2")
+    first, second, other = (record.read(f) for f in folders)
+    assert without_times(first) == without_times(second) != without_times(other)
+    config, *epochs, final = first
+    assert config["dataset"]["name"] == "shapes" and len(config["dataset"]["sha256"]) == 64
+    assert config["config"]["seed"] == 1 and [e["epoch"] for e in epochs] == [1, 2]
+    assert {"loss", "g_pos", "g_neg", "train_acc", "val_acc", "seconds"} <= set(epochs[0]["ff"])
+    assert final["final"]["test_images"] == 4000 and len(final["final"]["ff"]["per_class"]) == 10
+    a, b = (record.load_arrays(f / "checkpoint.npz")[0] for f in folders[:2])
+    assert all(np.array_equal(a[k], b[k]) for k in a)
+    saved, _ = record.load_arrays(tmp_path / "weights.npz")
+    assert np.array_equal(saved["ff/0/W"], a["ff/0/params/W"])
+    assert sorted(p.name for p in (folders[0] / "snapshots").iterdir())[:2] == ["epoch-000.npz", "epoch-001.npz"]
+
+
+def test_seeds_report_mean_and_spread(cache, tmp_path):
+    done, folders = finished(cache, tmp_path, "--seeds", "3,4", "--no-bp-baseline", "--no-full-test")
+    assert len(folders) == 2 and "mean ± sd over 2 seeds" in done.stdout
+    accuracies = [100 * record.read(f)[-1]["final"]["ff"]["test_acc"] for f in folders]
+    assert f"{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f} %" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags", [("--n-layers", "1"), ("--n-layers", "3"), ("--no-skip-first", "--validation", "0")], ids=str
+)
+def test_other_nets(cache, tmp_path, flags):
+    _, (folder,) = finished(cache, tmp_path, "--n-epochs", "1", *flags)
+    lines = record.read(folder)
+    assert ("val_acc" in lines[1]["ff"]) == ("--validation" not in flags)
+    assert 0 <= lines[-1]["final"]["ff"]["test_acc"] <= 1
+
+
+def test_grey_images(cache, tmp_path):
+    _, (folder,) = finished(cache, tmp_path, "--n-epochs", "1", "--dataset", "glyphs", "--no-bp-baseline")
+    assert record.read(folder)[0]["dataset"]["name"] == "glyphs"
+
+
+def test_it_learns(cache, tmp_path):
+    """3 200 easy images, five epochs: both nets must be well above chance (10 %), or the rule is broken."""
+    _, (folder,) = finished(
+        cache, tmp_path, "--dataset", "glyphs", "--train-subset", "3200", "--n-epochs", "5", "--rf", "20,5"
+    )
+    final = record.read(folder)[-1]["final"]
+    assert final["ff"]["test_acc"] > 0.3 and final["bp"]["test_acc"] > 0.5
+
+
+@pytest.mark.parametrize("moment", ["after an epoch", "at the last epoch"])
+def test_kill_and_resume_ends_with_the_same_bits(cache, tmp_path, moment):
+    flags = ["--seed", "5", "--n-epochs", "4", "--no-full-test"]
+    _, (whole,) = finished(cache, tmp_path, *flags)
+    epochs = 1 if moment == "after an epoch" else 4
+    command = [sys.executable, str(SCRIPT), *SMALL, "--out", "killed", "--dataset", "shapes", "--no-figures", *flags]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"FF_CACHE": str(cache)}, stdout=subprocess.DEVNULL
+    )
+    deadline = time.time() + 120
+    while process.poll() is None and time.time() < deadline:
+        records = list((tmp_path / "killed").glob("*/record.jsonl"))
+        if (
+            records
+            and records[0].read_text().count('"epoch"') >= epochs
+            and list(records[0].parent.glob("checkpoint.npz"))
+        ):
+            break
+        time.sleep(0.002)
+    process.kill()  # SIGKILL; TerminateProcess on Windows
+    process.wait()
+    (folder,) = (tmp_path / "killed").iterdir()
+    if process.returncode == 0:
+        pytest.skip("the run was over before it could be killed")
+    assert os.name == "nt" or process.returncode == -signal.SIGKILL
+    (folder / "record.jsonl").open("a").write('{"epoch": 99, "half a li')  # as if killed while writing
+    done = call(cache, tmp_path, "--resume", str(folder), "--no-figures")
+    assert done.returncode == 0 and "Resuming" in done.stdout, done.stdout + done.stderr
+    lines, expected = record.read(folder), record.read(whole)
+    resumed = [line for line in lines if "resumed_after_epoch" in line]
+    assert len(resumed) == 1 and resumed[0]["same_machine"] is True
+    lines.remove(resumed[0])
+    assert without_times(lines) == without_times(expected)
+    a, b = (record.load_arrays(f / "checkpoint.npz")[0] for f in (folder, whole))
+    assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+    again = call(cache, tmp_path, "--resume", str(folder))
+    assert again.returncode == 2 and "finished" in again.stderr
+
+
+def test_a_segment_on_another_machine_says_so(cache, tmp_path):
+    _, (folder,) = finished(cache, tmp_path, "--n-epochs", "2", "--no-full-test", "--no-bp-baseline")
+    text = (folder / "record.jsonl").read_text().splitlines()
+    first = json.loads(text[0])
+    first["machine"]["cpu"] = "another processor entirely"
+    text[0] = json.dumps(first)
+    (folder / "record.jsonl").write_text("\n".join(text[:-1]) + "\n")
+    arrays, meta = record.load_arrays(folder / "checkpoint.npz")
+    meta["record_bytes"] = (folder / "record.jsonl").stat().st_size
+    record.save_arrays(folder / "checkpoint.npz", arrays, meta)
+    done = call(cache, tmp_path, "--resume", str(folder), "--no-figures")
+    assert done.returncode == 0 and "another machine" in done.stdout
+    assert record.read(folder)[-2]["same_machine"] is False
+
+
+WRONG = {
+    "field larger than the map": ("--rf", "40"),
+    "field larger than the second map": ("--rf", "30,5"),
+    "field is no number": ("--rf", "eleven"),
+    "subset larger than the set": ("--train-subset", "19950"),
+    "no images": ("--train-subset", "0"),
+    "evaluation larger than validation": ("--eval-subset", "101"),
+    "validation larger than the set": ("--validation", "20000"),
+    "unknown data set": ("--dataset", "imagenet"),
+    "missing file": ("--dataset", "cifar10", "--data-dir", "nowhere"),
+    "no epochs": ("--n-epochs", "0"),
+    "negative rate": ("--lr", "-1"),
+    "infinite threshold": ("--threshold", "nan"),
+    "too many threads": ("--threads", "4096"),
+    "unknown flag": ("--learning-rate", "1"),
+    "not a number": ("--lr", "fast"),
+    "seeds": ("--seeds", "4-0"),
+    "resume nothing": ("--resume", "nowhere"),
+    "slot does not fit": ("--slot-rows", "33"),
+}
+
+
+@pytest.mark.parametrize("flags", WRONG.values(), ids=WRONG.keys())
+def test_wrong_use_ends_with_one_line(cache, tmp_path, flags):
+    done = call(cache, tmp_path, "--no-figures", *flags)
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_corrupt_archive(cache, tmp_path):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"this is no archive")
+    done = call(cache, tmp_path, "--dataset", "cifar10", "--data-dir", str(tmp_path))
+    assert done.returncode == 2 and done.stderr.strip().count("\n") == 0 and "cifar-10-python.tar.gz" in done.stderr

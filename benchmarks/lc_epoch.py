@@ -178,7 +178,7 @@ def main():
     single, ten = timed([one_pass, all_labels], repeats=7)
     print(f"{len(x)} images: one pass {single:.3f} s, ten labels {ten:.3f} s = {ten / single:.2f} x one pass")
     others = [every_label_alone] + ([lambda: peer[1](x)] if peer else [])
-    for name, s in zip(("plain path", "PyTorch"), timed(others, repeats=1, warmup=0), strict=False):
+    for name, s in zip(("plain path", "PyTorch"), timed(others, repeats=1), strict=False):
         print(f"  ten labels, {name}: {s:.2f} s = {s / ten:.1f} x ours")
 
     adam = optim.Adam({"W": layers[0].params["W"].copy()}, 0.01)

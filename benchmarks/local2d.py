@@ -1,5 +1,6 @@
 """LocallyConnected2d's kernels against the plain path, PyTorch and the machine's sgemm rate.
 
+The sgemm (2048 x 2048 x 2048) takes turns with the kernels, so that a share compares the same minutes of the machine.
 Everything that a training step pays is counted: packing the images, allocating and writing the result, masking by the
 ReLU. The result is checked against float64 before anything is timed.
 
@@ -8,7 +9,7 @@ ReLU. The result is checked against float64 before anything is timed.
 
 import argparse
 
-from timing import start, timed, worst  # before NumPy, see common/__init__.py
+from timing import sgemm, start, timed, worst  # before NumPy, see common/__init__.py
 
 # isort: split
 import numpy as np
@@ -40,7 +41,8 @@ def torch_step(W, x, dz):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=0)
-    threads, sgemm = start(parser.parse_args().threads)
+    start(parser.parse_args().threads)
+    product, product_flop = sgemm(2048)
     print("share of sgemm (times faster than the plain path; than PyTorch)      kernel ms")
     for name, shape, rf, channels in SHAPES:
         for B in (64, 128):
@@ -70,10 +72,12 @@ def main():
                 lambda: np.matmul(patches.transpose(0, 2, 1), dz),
                 *(torch_step(layer.params["W"], x, dy) or ()),
             ]
-            seconds = timed(functions)
+            rate, *seconds = timed([product, *functions[:2]], repeats=15, calls=5)
+            rate = product_flop / rate
+            seconds += list(timed(functions[2:], repeats=3))
             flop = 2 * layer.params["W"].size * B
             for i, what in enumerate(("forward", "weight gradient")):
-                share = flop / seconds[i] / sgemm
+                share = flop / seconds[i] / rate
                 versus = ", ".join(f"{s / seconds[i]:5.1f}x" for s in seconds[2 + i :: 2])
                 print(
                     f"{name}  batch {B:3d}  {what:15s}  {100 * share:3.0f} %  ({versus})   {1e3 * seconds[i]:7.2f}",

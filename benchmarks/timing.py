@@ -11,24 +11,27 @@ from common import cli, record  # before NumPy, see common/__init__.py
 import numpy as np
 
 
-def timed(functions, repeats=9, warmup=2):
-    """Median seconds of each function, called in turn (a b c a b c ...), so that all of them see the same machine."""
-    for f in functions:
-        for _ in range(warmup):
-            f()
+def timed(functions, repeats=9, calls=1):
+    """Median seconds of one call of each function.
+
+    They take turns (a b c a b c ...), so that all see the same machine; a turn is one call that does not count, to
+    bring back what the others have pushed out of the caches, then `calls` calls that do.
+    """
     seconds = np.empty((repeats, len(functions)))
     for r in range(repeats):
         for i, f in enumerate(functions):
-            start = time.perf_counter()
             f()
-            seconds[r, i] = time.perf_counter() - start
+            start = time.perf_counter()
+            for _ in range(calls):
+                f()
+            seconds[r, i] = (time.perf_counter() - start) / calls
     return np.median(seconds, axis=0)
 
 
-def sgemm_rate(n=3072):
-    """FLOP/s of one large float32 matrix product, with the threads that BLAS has now."""
+def sgemm(n=3072):
+    """A large float32 matrix product, with the threads that BLAS has now -> function, its FLOP."""
     a = np.random.default_rng(0).standard_normal((n, n), dtype=np.float32)
-    return 2 * n**3 / timed([lambda: a @ a], repeats=5)[0]
+    return lambda: a @ a, 2 * n**3
 
 
 def start(threads=0):
@@ -36,7 +39,8 @@ def start(threads=0):
     threads = cli.set_threads(threads)
     cli.announce_compilation()
     machine = record.machine(threads)
-    rate = sgemm_rate()
+    product, flop = sgemm()
+    rate = flop / timed([product], repeats=5)[0]
     print(
         f"{machine['cpu']}, {machine['cores']} cores, {threads} threads; "
         f"numpy {machine['numpy']}, numba {machine['numba']}"

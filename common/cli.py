@@ -100,7 +100,7 @@ def announce_compilation():
     from common.optim import Adam
 
     source = Path(kernels_cpu.__file__)
-    kernels = ("pack", "forward", "weight_grad", "input_grad", "scaled_square_sums", "relu_grad", "scale_rows", "adam")
+    kernels = ("pack", "forward", "weight_grad", "input_grad", "scaled_square_sums", "adam")
     folder = Path(kernels_cpu.forward.stats.cache_path)
     compiled = [max((p.stat().st_mtime for p in folder.glob(f"kernels_cpu.{k}-*.nbi")), default=0) for k in kernels]
     if min(compiled) < source.stat().st_mtime:

@@ -254,8 +254,10 @@ def pack(x, xp, images_first):
 
 
 @njit(parallel=True, cache=True)
-def forward(xp, w, b, y, first, B, W, stride, relu, oy0, oy1, ox0, ox1):
+def forward(xp, w, b, y, first, again, B, W, stride, relu, oy0, oy1, ox0, ox1):
     """y[oy, ox, o, first + i] = sum_k w[oy, ox, k, o] x[i, k] + b[oy, ox, o] for i < B, then ReLU if asked.
+
+    The same numbers are written a second time from column `again` on (again = first: only once).
 
     xp (Q, H, W*C, BLOCK) packed images; w (OH, OW, KH, KW, C, O); b (OH, OW, O); y (OH, OW, O, at least first + B).
     Only the output window [oy0, oy1) x [ox0, ox1) is written.
@@ -264,7 +266,6 @@ def forward(xp, w, b, y, first, B, W, stride, relu, oy0, oy1, ox0, ox1):
     _, OW, KH, KW, C, O = w.shape
     for part in prange((oy1 - oy0) * Q):
         oy, q = oy0 + part // Q, part % Q  # block by block: neighbours in a row share most of what they see
-        i = first + q * BLOCK
         lanes = min(BLOCK, B - q * BLOCK)
         out = np.empty((O, BLOCK), np.float32)
         for ox in range(ox0, ox1):
@@ -278,13 +279,14 @@ def forward(xp, w, b, y, first, B, W, stride, relu, oy0, oy1, ox0, ox1):
                 for o in range(O):
                     for lane in range(BLOCK):
                         out[o, lane] = max(out[o, lane], np.float32(0))
-            for o in range(O):
-                if lanes == BLOCK:
-                    for lane in range(BLOCK):
-                        y[oy, ox, o, i + lane] = out[o, lane]
-                else:
-                    for lane in range(lanes):
-                        y[oy, ox, o, i + lane] = out[o, lane]
+            for column in range(first, again + 1, max(1, again - first)):
+                for o in range(O):
+                    if lanes == BLOCK:
+                        for lane in range(BLOCK):
+                            y[oy, ox, o, column + q * BLOCK + lane] = out[o, lane]
+                    else:
+                        for lane in range(lanes):
+                            y[oy, ox, o, column + q * BLOCK + lane] = out[o, lane]
 
 
 @njit(parallel=True, cache=True)
@@ -438,6 +440,18 @@ def relu_grad(dy, y, dz):
     """dz = dy where y > 0, else 0. Flat float32 arrays."""
     for i in prange(y.size):
         dz[i] = dy[i] if y[i] > 0 else np.float32(0)
+
+
+@njit(parallel=True, cache=True)
+def relu_grad_pairs(dy, y, dz):
+    """dz[:, i] = relu_grad of rows i and B + i, added: dy and y (units, 2B), dz (units, B)."""
+    zero = np.float32(0)
+    B = dz.shape[1]
+    for unit in prange(len(dz)):
+        for i in range(B):
+            first = dy[unit, i] if y[unit, i] > 0 else zero
+            second = dy[unit, B + i] if y[unit, B + i] > 0 else zero
+            dz[unit, i] = first + second
 
 
 @njit(parallel=True, cache=True)

@@ -49,8 +49,7 @@ class SharedPair:
         packed = self.layer.pack(x)  # (2Q, H, W*C, BLOCK): the blocks of the first half, then those of the second
         Q = len(packed) // 2
         y = self.layer.new_output(2 * B)  # (OH, OW, O, 2B)
-        self.layer.forward_window(packed[:Q], y, 0, B, self.layer.everywhere)
-        y[..., B:] = y[..., :B]
+        self.layer.forward_window(packed[:Q], y, 0, B, self.layer.everywhere, again=B)
         self.layer.forward_window(packed[Q:], y, B, B, self.window)
         y = y.transpose(3, 0, 1, 2)
         return y, (packed, y, x.shape)
@@ -63,11 +62,12 @@ class SharedPair:
             raise ValueError("SharedPair computes no input gradient: it is a first layer")
         if k is None or B % k.BLOCK:
             return self.layer.backward(dy, cache)
-        dz = self.layer.dz(dy, y)  # (OH, OW, O, 2B)
         grads = {name: np.empty_like(p) for name, p in self.params.items()}
-        self.layer.weight_grad_window(
-            packed[: len(packed) // 2], dz[..., :B] + dz[..., B:], grads, self.layer.everywhere
-        )
+        shared = self.layer.dz_of_pairs(dy, y)  # (OH, OW, O, B)
+        self.layer.weight_grad_window(packed[: len(packed) // 2], shared, grads, self.layer.everywhere)
+        dz = np.empty((*shared.shape[:3], 2 * B), np.float32)  # (OH, OW, O, 2B): only the window of it is used
+        top, bottom, left, right = self.window
+        dz[top:bottom, left:right] = self.layer.dz(dy[:, top:bottom, left:right], y[:, top:bottom, left:right])
         self.layer.weight_grad_window(packed, dz, grads, self.window)
         return None, grads
 

@@ -83,11 +83,8 @@ class LocallyConnected2d:
         x = xp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
         patches = xp.empty((OH, OW, len(x), rf, rf, C), dtype=x.dtype)
         for ky in range(rf):
-            for kx in range(rf):
-                seen = x[
-                    :, ky : ky + s * OH : s, kx : kx + s * OW : s
-                ]  # (B, OH, OW, C): what each location has at (ky, kx)
-                patches[:, :, :, ky, kx] = seen.transpose(1, 2, 0, 3)
+            for j in range(OW):  # row ky of the patches in column j
+                patches[:, j, :, ky] = x[:, ky : ky + s * OH : s, j * s : j * s + rf].transpose(1, 0, 2, 3)
         return patches.reshape(OH * OW, len(x), rf * rf * C)
 
     def _fold(self, d_patches, x_shape):
@@ -99,8 +96,8 @@ class LocallyConnected2d:
         d_patches = d_patches.reshape(OH, OW, B, rf, rf, C)
         dx = xp.zeros((B, H + 2 * p, W + 2 * p, C), dtype=d_patches.dtype)
         for ky in range(rf):
-            for kx in range(rf):
-                dx[:, ky : ky + s * OH : s, kx : kx + s * OW : s] += d_patches[:, :, :, ky, kx].transpose(2, 0, 1, 3)
+            for j in range(OW):
+                dx[:, ky : ky + s * OH : s, j * s : j * s + rf] += d_patches[:, j, :, ky].transpose(1, 0, 2, 3)
         return dx[:, p : p + H, p : p + W]
 
     # ---- kernel path (NumPy float32); windows are (top, bottom, left, right) of the output map
@@ -128,13 +125,17 @@ class LocallyConnected2d:
         k.pack(x, packed, images_first)
         return packed
 
-    def forward_window(self, xp, y, first, B, window, linear=False):
-        """Write y[top:bottom, left:right, :, first : first + B] for packed images xp; `linear`: no bias and no ReLU."""
+    def forward_window(self, xp, y, first, B, window, linear=False, again=None):
+        """Write y[top:bottom, left:right, :, first : first + B] for packed images xp; `linear`: no bias and no ReLU.
+
+        again: the column from which on the same numbers are written once more.
+        """
         W, b = self.params["W"], self.params["b"]
         width = xp.shape[2] // W.shape[4]
-        kernels(y).forward(
-            xp, W, 0 * b if linear else b, y, first, B, width, self.stride, self.relu and not linear, *window
-        )
+        b = np.zeros_like(b) if linear else b
+        again = first if again is None else again
+        relu = self.relu and not linear
+        kernels(y).forward(xp, W, b, y, first, again, B, width, self.stride, relu, *window)
 
     def dz(self, dy, y):
         """dL/dz (OH, OW, O, B) from dL/dy and y (B, OH, OW, O): the ReLU's derivative, 1 where y > 0."""
@@ -143,6 +144,16 @@ class LocallyConnected2d:
             return dy
         dz = np.empty_like(dy)
         kernels(dy).relu_grad(dy.reshape(-1), y.reshape(-1), dz.reshape(-1))
+        return dz
+
+    def dz_of_pairs(self, dy, y):
+        """dL/dz of rows b and B + b added up: dy and y (2B, OH, OW, O) -> (OH, OW, O, B)."""
+        dy, y = batch_innermost(dy), batch_innermost(y)
+        B = dy.shape[3] // 2
+        if not self.relu:
+            return dy[..., :B] + dy[..., B:]
+        dz = np.empty((*dy.shape[:3], B), np.float32)
+        kernels(dy).relu_grad_pairs(dy.reshape(-1, 2 * B), y.reshape(-1, 2 * B), dz.reshape(-1, B))
         return dz
 
     def weight_grad_window(self, xp, dz, grads, window):

@@ -62,7 +62,7 @@ def spread(values, digits=2):
 def command(runs):
     """One command that repeats these runs: without flags that change no number, with all seeds."""
     words = re.sub(r" --(seeds?|out|data-dir|save|resume)[ =]\S+| --(no-)?figures", "", runs[0][0]["command"])
-    seeds = [run[0]["config"]["seed"] for run in runs]
+    seeds = runs[0][0].get("seeds") or [run[0]["config"]["seed"] for run in runs]
     if len(seeds) == 1:
         return f"{words} --seed {seeds[0]}"
     dense = seeds == list(range(seeds[0], seeds[-1] + 1))
@@ -138,10 +138,22 @@ def lc_goodness(all_runs):
     return markdown(["Data", "Layer", "g⁺ (right label)", "g⁻ (wrong label)", "Write-up, g⁺ / g⁻", "Command"], rows)
 
 
+def lc_deviations(all_runs):
+    """One row per way to train and to predict, over the seeds of one comparison."""
+    rows = []
+    for (run,) in all_runs:
+        for line in run[-1]["final"]:
+            test = spread([100 * a for a in line["test_acc"]])
+            n = len(line["test_acc"])
+            rows.append([line["training"], line["prediction"], f"{test} ({n} seeds)", f"`{command([run])}`"])
+    return markdown(["Activity handed on", "Prediction by", "Test accuracy, %", "Command"], rows)
+
+
 TABLES = {  # name in the README -> folder in results/, function
     "ff_cifar_lc": ("ff_cifar_lc", lc_accuracy),
     "ff_cifar_lc-classes": ("ff_cifar_lc", lc_classes),
     "ff_cifar_lc-goodness": ("ff_cifar_lc", lc_goodness),
+    "ff_cifar_lc-deviations": ("ff_cifar_lc_deviations", lc_deviations),
 }
 
 

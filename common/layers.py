@@ -1,10 +1,13 @@
-"""Dense layers, and the two reshapers; every layer is forward(x) -> y, cache and backward(dy, cache) -> dx, grads.
+"""Dense, ReLU, RMSNorm, Flatten; every layer is forward(x) -> y, cache and backward(dy, cache) -> dx, grads.
 
 No base class and no hidden state between calls. `need_dx=False` is all that Forward-Forward ever asks for: a layer
 that hands no gradient to the layer below cannot be part of backpropagation.
 """
 
 import numpy as np
+
+from common.arrays import namespace
+from common.goodness import MeanSquare, rms_inverse, scale_rows
 
 
 class Dense:
@@ -31,6 +34,42 @@ class Dense:
         dz = dy * (y > 0) if self.relu else dy
         grads = {"W": x.T @ dz, "b": dz.sum(axis=0)}
         return dz @ self.params["W"].T if need_dx else None, grads
+
+
+class ReLU:
+    """y = max(x, 0), for stacks whose layers do not have it built in."""
+
+    def __init__(self):
+        self.params, self.state = {}, {}
+
+    def forward(self, x, train=True):
+        return namespace(x).maximum(x, 0), x
+
+    def backward(self, dy, cache, need_dx=False):
+        return dy * (cache > 0) if need_dx else None, {}
+
+
+class RMSNorm:
+    """y = x / r per row, r = sqrt(mean of x^2 + eps): `goodness.normalise` for those who need its gradient.
+
+    dx = (dy - y mean(y dy)) / r.
+    """
+
+    def __init__(self, eps=1e-8):
+        self.params, self.state, self.eps = {}, {}, eps
+
+    def forward(self, x, train=True):
+        g, _ = MeanSquare().forward(x)
+        r_inverse = rms_inverse(g, self.eps)
+        y = scale_rows(x, r_inverse)
+        return y, (y, r_inverse)
+
+    def backward(self, dy, cache, need_dx=False):
+        if not need_dx:
+            return None, {}
+        y, r_inverse = cache
+        along = (y * dy).mean(axis=tuple(range(1, y.ndim)))  # (B,)
+        return scale_rows(dy - scale_rows(y, along), r_inverse), {}
 
 
 class Flatten:

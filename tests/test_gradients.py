@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from common import functions, goodness
-from common.layers import Dense, Flatten
+from common.layers import Dense, Flatten, ReLU, RMSNorm
 from common.local2d import LocallyConnected2d
 
 rng = np.random.default_rng(7)
@@ -28,6 +28,9 @@ LAYERS = [
     (dense(), (4, 7)),
     (dense(relu=False), (4, 7)),
     (Flatten(), (3, 2, 4)),
+    (ReLU(), (3, 5)),
+    (RMSNorm(), (4, 6)),
+    (RMSNorm(eps=0.5), (3, 2, 4, 2)),
     (lc((7, 6, 2), 3, 3), (4, 7, 6, 2)),
     (lc((7, 6, 2), 3, 3, relu=False), (4, 7, 6, 2)),
     (lc((8, 8, 3), 2, 4, stride=2, padding=1), (2, 8, 8, 3)),
@@ -86,6 +89,8 @@ def test_extreme_values_stay_finite():
 
 
 def test_normalise():
+    x = rng.standard_normal((3, 4, 2))
+    assert np.array_equal(RMSNorm().forward(x)[0], goodness.normalise(x))
     y = rng.standard_normal((4, 5, 3, 2))
     h = goodness.normalise(y)
     assert np.allclose(goodness.MeanSquare().forward(h)[0], 1)

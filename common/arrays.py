@@ -23,6 +23,14 @@ def kernels(x):
     return None
 
 
+def aligned(shape):
+    """An uninitialised NumPy float32 array that starts on a cache line, so that no vector straddles two."""
+    size = int(np.prod(shape))
+    room = np.empty(size + 16, np.float32)
+    skip = -(room.ctypes.data // 4) % 16
+    return room[skip : skip + size].reshape(shape)
+
+
 def to_numpy(x):
     """x as a NumPy array (copied from the device if it lives on one)."""
     return x.get() if hasattr(x, "get") else np.asarray(x)

@@ -12,9 +12,7 @@ Loss (Hinton 2022, section 2, eq. 1: p(positive) = sigmoid(g - theta)), t_b = +1
 A pair of one positive and one negative image is two rows, so L is half of the per-pair sum that papers print.
 """
 
-import numpy as np
-
-from common.arrays import kernels, namespace
+from common.arrays import aligned, kernels, namespace
 from common.functions import sigmoid, softplus
 
 
@@ -51,7 +49,7 @@ def scale_rows(y, factor):
     inner = y.transpose(*range(1, y.ndim), 0)  # (..., B)
     if k is None or not inner.flags.c_contiguous:
         return y * factor.reshape(-1, *[1] * (y.ndim - 1))
-    out = np.empty_like(inner)
+    out = aligned(inner.shape)
     k.scale_rows(inner.reshape(-1, len(y)), factor, out.reshape(-1, len(y)))
     return out.transpose(-1, *range(y.ndim - 1))
 

@@ -40,10 +40,9 @@ def _vector_width():
 
 LANES, ROWS, VECTORS = _vector_width()
 BLOCK = LANES * VECTORS  # images that one tile works on side by side
-WIDE, NARROW = (24, 12) if LANES == 16 else (12, 6)  # accumulators of the weight-gradient tile
-SLACK = WIDE * BLOCK  # floats behind packed images, so that a tile's unused rows may read past the end
+GRAD_ROWS = 8 if LANES == 8 else 12  # accumulators of the weight gradient's tile
+SLACK = GRAD_ROWS * BLOCK  # floats behind packed images, so that a tile's unused rows may read past the end
 
-_F32 = types.float32
 _INT = types.intp
 
 
@@ -92,9 +91,10 @@ def _make_tile(rows, vectors, accumulate):
             with cgutils.for_range(builder, R) as outer:
                 a_row = builder.add(a0, builder.mul(outer.index, ar))
                 x_row = builder.add(x0, builder.mul(outer.index, xr))
-                with cgutils.for_range(builder, N) as inner:
-                    a_j = builder.add(a_row, builder.mul(inner.index, aj))
-                    x_j = builder.add(x_row, builder.mul(inner.index, xj))
+
+                def add_product(j, a_row=a_row, x_row=x_row):  # acc[m, :] += A[j, m] X[j, :] for all m
+                    a_j = builder.add(a_row, builder.mul(j, aj))
+                    x_j = builder.add(x_row, builder.mul(j, xj))
                     x = [builder.load(as_vector(at(x_ptr, x_j, xj, 0, v * LANES)), align=4) for v in range(vectors)]
                     for m in range(rows):
                         a = broadcast(builder.load(at(a_ptr, a_j, am, m)))
@@ -102,6 +102,14 @@ def _make_tile(rows, vectors, accumulate):
                             product = builder.fmul(a, x[v], flags=("contract",))  # contract: fuse to multiply-add
                             total = builder.fadd(builder.load(acc[m, v]), product, flags=("contract",))
                             builder.store(total, acc[m, v])
+
+                two = ir.Constant(N.type, 2)  # two steps per turn: one is half as fast on some processors
+                with cgutils.for_range(builder, builder.sdiv(N, two)) as inner:
+                    j = builder.mul(inner.index, two)
+                    add_product(j)
+                    add_product(builder.add(j, ir.Constant(N.type, 1)))
+                with cgutils.for_range(builder, builder.srem(N, two)):
+                    add_product(builder.sub(N, ir.Constant(N.type, 1)))
             for place in places:
                 builder.store(builder.load(acc[place]), target[place], align=4)
             return context.get_dummy_value()
@@ -188,8 +196,7 @@ def _prefetch(typingctx, D, d0):
 _tile = _make_tile(ROWS, VECTORS, accumulate=True)
 _tile2 = _make_tile(2, VECTORS, accumulate=True)
 _tile1 = _make_tile(1, VECTORS, accumulate=True)
-_wide = _make_tile(WIDE, 1, accumulate=False)
-_narrow = _make_tile(NARROW, 1, accumulate=False)
+_grad_tile = _make_tile(GRAD_ROWS, 1, accumulate=False)
 _transpose = _make_transpose()
 _move, _move_half, _move_one = _make_move(LANES), _make_move(LANES // 2), _make_move(1)
 
@@ -206,6 +213,14 @@ def _copy(D, d0, S, s0, n):
             done = LANES // 2
         for i in range(done, n):
             _move_one(D, d0 + i, S, s0 + i)
+
+
+@njit
+def aligned(n):
+    """n floats that start on a cache line (64 bytes): a vector that straddles two lines costs two loads."""
+    room = np.empty(n + 16, np.float32)
+    skip = -(room.ctypes.data // 4) % 16
+    return room[skip : skip + n]
 
 
 @njit(inline="always")
@@ -230,18 +245,21 @@ def pack(x, xp, images_first):
     """
     Q, H, N, _ = xp.shape
     B = x.shape[0] if images_first else x.shape[2]
-    for part in prange(Q * H):
-        q, i = part // H, part % H
+    for part in prange(H * Q):
+        i, q = part // Q, part % Q  # row by row, as in `forward`: a thread finds in its own cache what it has packed
         b0 = q * BLOCK
         lanes = min(BLOCK, B - b0)
         n = 0
-        if images_first and lanes == BLOCK:
-            while n + LANES <= N:
-                for v in range(VECTORS):
-                    _transpose(
-                        xp, (part * N + n) * BLOCK + v * LANES, BLOCK, x, ((b0 + v * LANES) * H + i) * N + n, H * N
-                    )
+        if lanes == BLOCK:  # whole registers, as far as they go
+            row = (q * H + i) * N
+            while images_first and n + LANES <= N:
+                for lane in range(0, BLOCK, LANES):
+                    _transpose(xp, (row + n) * BLOCK + lane, BLOCK, x, ((b0 + lane) * H + i) * N + n, H * N)
                 n += LANES
+            while not images_first and n < N:
+                for lane in range(0, BLOCK, LANES):
+                    _move(xp, (row + n) * BLOCK + lane, x, (i * N + n) * B + b0 + lane)
+                n += 1
         for k in range(n, N):
             if images_first:
                 for lane in range(lanes):
@@ -267,7 +285,7 @@ def forward(xp, w, b, y, first, again, B, W, stride, relu, oy0, oy1, ox0, ox1):
     for part in prange((oy1 - oy0) * Q):
         oy, q = oy0 + part // Q, part % Q  # block by block: neighbours in a row share most of what they see
         lanes = min(BLOCK, B - q * BLOCK)
-        out = np.empty((O, BLOCK), np.float32)
+        out = aligned(O * BLOCK).reshape(O, BLOCK)
         for ox in range(ox0, ox1):
             for o in range(O):
                 for lane in range(BLOCK):
@@ -299,80 +317,48 @@ def weight_grad(xp, dz, dw, db, W, stride, oy0, oy1, ox0, ox1):
     Q, H, WC, _ = xp.shape
     _, OW, KH, KW, C, O = dw.shape
     B = dz.shape[3]
-    chunks = ((ox1 - ox0) * O + LANES - 1) // LANES
-    for part in prange((oy1 - oy0) * chunks):
-        oy = oy0 + part // chunks
-        low = ox0 * O + part % chunks * LANES  # this chunk's lanes are the numbers low .. high-1 of the row's OW*O
-        high = min(low + LANES, ox1 * O)
-        left, right = low // O, (high - 1) // O  # the columns they touch
-        n = ((right - left) * stride + KW) * C  # the inputs these columns see in one image row
-        d = np.zeros((Q * BLOCK, LANES), np.float32)
-        done = 0
-        if high - low == LANES:
-            done = B // LANES * LANES
-            for i in range(0, done, LANES):
-                _transpose(d, i * LANES, LANES, dz, (oy * OW * O + low) * B + i, B)
-        for lane in range(high - low):
-            for i in range(done, B):
-                d[i, lane] = dz[oy, (low + lane) // O, (low + lane) % O, i]
-        total = np.zeros(LANES, np.float32)
-        for i in range(B):
-            for lane in range(LANES):
-                total[lane] += d[i, lane]
-        for lane in range(high - low):
-            db[oy, (low + lane) // O, (low + lane) % O] = total[lane]
-        acc = np.empty((n + WIDE, LANES), np.float32)
-        for ky in range(KH):
-            for ox in range(left, right + 1):
-                target = ((oy * OW + ox) * KH + ky) * KW * C * O
-                for k in range(0, KW * C * O, 16):
-                    _prefetch(dw, target + k)
-            x0 = ((oy * stride + ky) * W + left * stride) * C * BLOCK
-            m = 0  # a last tile may run past the n inputs: its spare rows are not used
-            if (n + WIDE - 1) // WIDE * WIDE <= (n + NARROW - 1) // NARROW * NARROW:
-                while m < n:
-                    _wide(
-                        acc,
-                        m * LANES,
-                        LANES,
-                        xp,
-                        x0 + m * BLOCK,
-                        H * WC * BLOCK,
-                        1,
-                        BLOCK,
-                        d,
-                        0,
-                        BLOCK * LANES,
-                        LANES,
-                        Q,
-                        BLOCK,
-                    )
-                    m += WIDE
+    most = (((LANES - 1) // O + 1) * stride + KW) * C  # inputs that one chunk of lanes can see in an image row
+    for oy in prange(oy0, oy1):
+        d = aligned(Q * BLOCK * LANES).reshape(Q * BLOCK, LANES)
+        acc = aligned((most + GRAD_ROWS) * LANES)
+        total = np.empty(LANES, np.float32)
+        d[:] = 0
+        for low in range(ox0 * O, ox1 * O, LANES):  # this chunk's lanes are the numbers low .. high-1 of OW*O
+            high = min(low + LANES, ox1 * O)
+            left, right = low // O, (high - 1) // O  # the columns they touch
+            n = ((right - left) * stride + KW) * C  # the inputs these columns see in one image row
+            done = 0
+            if high - low == LANES:
+                done = B // LANES * LANES
+                for i in range(0, done, LANES):
+                    _transpose(d, i * LANES, LANES, dz, (oy * OW * O + low) * B + i, B)
             else:
-                while m < n:
-                    _narrow(
-                        acc,
-                        m * LANES,
-                        LANES,
-                        xp,
-                        x0 + m * BLOCK,
-                        H * WC * BLOCK,
-                        1,
-                        BLOCK,
-                        d,
-                        0,
-                        BLOCK * LANES,
-                        LANES,
-                        Q,
-                        BLOCK,
-                    )
-                    m += NARROW
-            for ox in range(left, right + 1):
-                lane0, lane1 = max(ox * O, low) - low, min(ox * O + O, high) - low
-                source = (ox - left) * stride * C * LANES + lane0
-                target = ((oy * OW + ox) * KH + ky) * KW * C * O + low + lane0 - ox * O
-                for k in range(KW * C):
-                    _copy(dw, target + k * O, acc, source + k * LANES, lane1 - lane0)
+                d[:] = 0
+            for lane in range(high - low):
+                for i in range(done, B):
+                    d[i, lane] = dz[oy, (low + lane) // O, (low + lane) % O, i]
+            total[:] = 0
+            for i in range(0, Q * BLOCK, 4):
+                for lane in range(LANES):
+                    total[lane] += (d[i, lane] + d[i + 1, lane]) + (d[i + 2, lane] + d[i + 3, lane])
+            for lane in range(high - low):
+                db[oy, (low + lane) // O, (low + lane) % O] = total[lane]
+            for ky in range(KH):
+                for ox in range(left, right + 1):  # the gradient's cache lines are fetched while the tiles compute
+                    target = ((oy * OW + ox) * KH + ky) * KW * C * O
+                    for k in range(0, KW * C * O, 16):
+                        _prefetch(dw, target + k)
+                x0 = ((oy * stride + ky) * W + left * stride) * C * BLOCK
+                block, step = H * WC * BLOCK, BLOCK * LANES
+                for m in range(0, n, GRAD_ROWS):  # a last tile may run past the n inputs: its spare rows are not used
+                    row = x0 + m * BLOCK
+                    _grad_tile(acc, m * LANES, LANES, xp, row, block, 1, BLOCK, d, 0, step, LANES, Q, BLOCK)
+                for ox in range(left, right + 1):
+                    lane0, lane1 = max(ox * O, low) - low, min(ox * O + O, high) - low
+                    source = (ox - left) * stride * C * LANES + lane0
+                    target = ((oy * OW + ox) * KH + ky) * KW * C * O + low + lane0 - ox * O
+                    for k in range(KW * C):
+                        _copy(dw, target + k * O, acc, source + k * LANES, lane1 - lane0)
 
 
 @njit(parallel=True, cache=True)
@@ -388,7 +374,7 @@ def input_grad(dzp, w, dx, OW, stride):
         iy, ix = part // W, part % W
         top, bottom = max(0, (iy - KH + stride) // stride), min(OH - 1, iy // stride)
         left, right = max(0, (ix - KW + stride) // stride), min(OW - 1, ix // stride)
-        out = np.empty((C, BLOCK), np.float32)
+        out = aligned(C * BLOCK).reshape(C, BLOCK)
         for q in range(Q):
             out[:] = 0
             for oy in range(top, bottom + 1):

@@ -13,7 +13,7 @@ numbers to rounding, and the tests compare the two.
 
 import numpy as np
 
-from common.arrays import kernels, namespace
+from common.arrays import aligned, kernels, namespace
 from common.goodness import MeanSquare, normalise, rms_inverse
 from common.labels import OFF, ON, write_slot
 
@@ -62,10 +62,10 @@ class SharedPair:
             raise ValueError("SharedPair computes no input gradient: it is a first layer")
         if k is None or B % k.BLOCK:
             return self.layer.backward(dy, cache)
-        grads = {name: np.empty_like(p) for name, p in self.params.items()}
+        grads = {name: aligned(p.shape) for name, p in self.params.items()}
         shared = self.layer.dz_of_pairs(dy, y)  # (OH, OW, O, B)
         self.layer.weight_grad_window(packed[: len(packed) // 2], shared, grads, self.layer.everywhere)
-        dz = np.empty((*shared.shape[:3], 2 * B), np.float32)  # (OH, OW, O, 2B): only the window of it is used
+        dz = aligned((*shared.shape[:3], 2 * B))  # (OH, OW, O, 2B): only the window of it is used
         top, bottom, left, right = self.window
         dz[top:bottom, left:right] = self.layer.dz(dy[:, top:bottom, left:right], y[:, top:bottom, left:right])
         self.layer.weight_grad_window(packed, dz, grads, self.window)

@@ -9,7 +9,7 @@ same numbers to rounding. Their activations are (B, H, W, C) like all others, wi
 
 import numpy as np
 
-from common.arrays import kernels, namespace
+from common.arrays import aligned, kernels, namespace
 
 
 class LocallyConnected2d:
@@ -69,7 +69,7 @@ class LocallyConnected2d:
             W = self.params["W"].reshape(OH * OW, -1, O)
             return self._fold(xp.matmul(dz_t, W.transpose(0, 2, 1)), x_shape), grads
         dz = self.dz(dy, y)
-        grads = {k: np.empty_like(p) for k, p in self.params.items()}
+        grads = {k: aligned(p.shape) for k, p in self.params.items()}
         self.weight_grad_window(x, dz, grads, self.everywhere)
         return self._input_grad(dz, x_shape) if need_dx else None, grads
 
@@ -107,7 +107,7 @@ class LocallyConnected2d:
         return 0, self.out_shape[0], 0, self.out_shape[1]
 
     def new_output(self, B):
-        return np.empty((*self.out_shape, B), np.float32)  # (OH, OW, O, B)
+        return aligned((*self.out_shape, B))  # (OH, OW, O, B)
 
     def pack(self, x):
         """Blocks of images side by side in SIMD lanes (kernels_cpu.pack); padding included."""
@@ -117,7 +117,7 @@ class LocallyConnected2d:
             x = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
         B, H, W, C = x.shape
         Q = -(-B // k.BLOCK)
-        packed = np.empty(Q * H * W * C * k.BLOCK + k.SLACK, np.float32)
+        packed = aligned(Q * H * W * C * k.BLOCK + k.SLACK)
         packed[-k.SLACK :] = 0
         packed = packed[: -k.SLACK].reshape(Q, H, W * C, k.BLOCK)
         images_first = x.flags.c_contiguous
@@ -142,7 +142,7 @@ class LocallyConnected2d:
         dy, y = batch_innermost(dy), batch_innermost(y)
         if not self.relu:
             return dy
-        dz = np.empty_like(dy)
+        dz = aligned(dy.shape)
         kernels(dy).relu_grad(dy.reshape(-1), y.reshape(-1), dz.reshape(-1))
         return dz
 
@@ -152,7 +152,7 @@ class LocallyConnected2d:
         B = dy.shape[3] // 2
         if not self.relu:
             return dy[..., :B] + dy[..., B:]
-        dz = np.empty((*dy.shape[:3], B), np.float32)
+        dz = aligned((*dy.shape[:3], B))
         kernels(dy).relu_grad_pairs(dy.reshape(-1, 2 * B), y.reshape(-1, 2 * B), dz.reshape(-1, B))
         return dz
 
@@ -166,9 +166,9 @@ class LocallyConnected2d:
         B, H, W, C = x_shape
         p = self.padding
         OH, OW, O = self.out_shape
-        packed = np.empty((-(-B // k.BLOCK), OH, OW * O, k.BLOCK), np.float32)
+        packed = aligned((-(-B // k.BLOCK), OH, OW * O, k.BLOCK))
         k.pack(dz.reshape(OH, OW * O, B), packed, False)
-        dx = np.empty((H + 2 * p, W + 2 * p, C, B), np.float32)
+        dx = aligned((H + 2 * p, W + 2 * p, C, B))
         k.input_grad(packed, self.params["W"], dx, OW, self.stride)
         return dx[p : p + H, p : p + W].transpose(3, 0, 1, 2)
 

@@ -21,7 +21,7 @@ Deviates from the write-up that it reproduces (its README: ff_cifar_lc/README.md
     - chooses nothing on the test set: curves come from 5 000 training images held out for validation
 
 Run
-    python ff_cifar_lc/train.py --seed 0              FF about 23 %, BP about 37 % on the CIFAR-10 test set
+    python ff_cifar_lc/train.py --seed 0              one minute; FF about 25 %, BP about 38 % on the CIFAR-10 test set
     python ff_cifar_lc/train.py --no-bp-baseline --train-subset 2000 --n-epochs 3       a first look
 """
 
@@ -246,6 +246,13 @@ def snapshot(folder, epoch, ff, g, labels):
     record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", arrays, {"epoch": epoch})
 
 
+def checkpoint(folder, epoch, ff, bp, rngs):
+    """Save everything that lives between two epochs."""
+    arrays = record.state_of("ff", *ff) | (record.state_of("bp", *bp) if bp else {})
+    states = {name: rng.bit_generator.state for name, rng in rngs.items()}
+    record.save_checkpoint(folder, arrays, {"epoch": epoch, "rngs": states})
+
+
 def progress_line(epoch, cfg, ff, bp, n, left):
     """One line per epoch, for people."""
     layers = "  ".join(
@@ -265,10 +272,12 @@ def progress_line(epoch, cfg, ff, bp, n, left):
 
 
 def run(cfg, options, threads):
-    """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
+    """One run from its start, or from its checkpoint, to its end -> its folder, and the last line of its record."""
     if options.resume:
         folder = Path(options.resume)
         lines = record.read(folder)
+        if not lines or set(lines[0].get("config", ())) != set(asdict(cfg)):
+            raise cli.UsageError(f"{folder} is no run of this script in this version: it cannot be resumed")
         if "final" in lines[-1]:
             raise cli.UsageError(f"{folder} is finished: nothing to resume")
         cfg = Config(**lines[0]["config"])
@@ -316,6 +325,7 @@ def run(cfg, options, threads):
             images, labels = split.train
             examples = {"images": images[[int(np.argmax(labels == k)) for k in range(n_classes)]], "mean": split.mean}
             record.save_arrays(folder / "snapshots" / "examples.npz", examples, {"class_names": list(ds.class_names)})
+        checkpoint(folder, 0, ff, bp, rngs)
     for name, net in (("FF", ff), ("BP", bp)):
         if net:
             sizes = [" x ".join(map(str, layer.out_shape)) for layer in net[0] if hasattr(layer, "out_shape")]
@@ -338,9 +348,7 @@ def run(cfg, options, threads):
         if cfg.snapshot_every and epoch % cfg.snapshot_every == 0:
             snapshot(folder, epoch, ff, g, y)
         record.append(folder, line)
-        arrays = record.state_of("ff", *ff) | (record.state_of("bp", *bp) if bp else {})
-        states = {name: rng.bit_generator.state for name, rng in rngs.items()}
-        record.save_checkpoint(folder, arrays, {"epoch": epoch, "rngs": states})
+        checkpoint(folder, epoch, ff, bp, rngs)
         left = (time.perf_counter() - begin) / (epoch - done) * (cfg.n_epochs - epoch)
         progress_line(epoch, cfg, ff_log, bp_log, len(split.train[0]), left)
 

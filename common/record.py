@@ -106,6 +106,8 @@ def read(path):
     path = path / "record.jsonl" if path.is_dir() else path
     try:
         *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a line that was written whole ends with a newline
+        if not lines:
+            raise RecordError(f"{path} holds no whole line: the run of this record was stopped as it began")
         return [json.loads(line) for line in lines]
     except FileNotFoundError:
         raise RecordError(f"{path} does not exist: name a run folder or a record.jsonl") from None

@@ -276,7 +276,7 @@ def run(cfg, options, threads):
     if options.resume:
         folder = Path(options.resume)
         lines = record.read(folder)
-        if not lines or set(lines[0].get("config", ())) != set(asdict(cfg)):
+        if set(lines[0].get("config", ())) != set(asdict(cfg)):
             raise cli.UsageError(f"{folder} is no run of this script in this version: it cannot be resumed")
         if "final" in lines[-1]:
             raise cli.UsageError(f"{folder} is finished: nothing to resume")

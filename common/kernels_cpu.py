@@ -454,10 +454,14 @@ def adam(w, g, m, v, step_size, beta1, beta2, root, eps, decay):
 
     All arrays flat float32, updated in place; step_size = lr / (1 - beta1^t), root = 1 / sqrt(1 - beta2^t).
     """
-    one = np.float32(1)
+    one, tiny = np.float32(1), np.float32(1e-30)
     for i in prange(w.size):
         m_i = beta1 * m[i] + (one - beta1) * g[i]
         v_i = beta2 * v[i] + (one - beta2) * g[i] * g[i]
+        # The averages of a unit that has died shrink for ever; below 1e-38 every operation on them takes a hundred
+        # cycles. Next to eps, 1e-30 is nothing: no weight changes by a bit.
+        m_i = m_i if abs(m_i) > tiny else np.float32(0)
+        v_i = v_i if v_i > tiny else np.float32(0)
         m[i], v[i] = m_i, v_i
         w[i] = (one - decay) * w[i] - step_size * m_i / (np.sqrt(v_i) * root + eps)
 
@@ -467,5 +471,6 @@ def momentum(w, g, m, lr, beta, decay):
     """One pass over memory: m <- beta m + g + decay w; w <- w - lr m. Flat float32 arrays, in place."""
     for i in prange(w.size):
         m_i = beta * m[i] + g[i] + decay * w[i]
+        m_i = m_i if abs(m_i) > np.float32(1e-30) else np.float32(0)  # see `adam`
         m[i] = m_i
         w[i] -= lr * m_i

@@ -20,12 +20,13 @@ SHAPES = [("RF 11,  3->8", (32, 32, 3), 11, 8), ("RF  5,  8->8", (22, 22, 8), 5,
           ("RF  5, 16->16", (22, 22, 16), 5, 16), ("RF 11,  3->3", (32, 32, 3), 11, 3)]  # fmt: skip
 
 
-def torch_step(W, x, dz):
+def torch_step(W, x, dz, threads):
     """The same products as one batched matmul per layer in PyTorch -> forward and weight gradient, or None."""
     try:
         import torch
     except ImportError:
         return None
+    torch.set_num_threads(threads)
     OH, OW, rf, _, C, O = W.shape
     w, x = torch.from_numpy(W).reshape(OH * OW, -1, O), torch.from_numpy(np.ascontiguousarray(x))
     dz = torch.from_numpy(np.ascontiguousarray(dz)).reshape(len(dz), OH * OW, O).permute(1, 0, 2)
@@ -41,9 +42,9 @@ def torch_step(W, x, dz):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=0)
-    start(parser.parse_args().threads)
+    threads, _ = start(parser.parse_args().threads)
     product, product_flop = sgemm(2048)
-    print("share of sgemm (times faster than the plain path; than PyTorch)      kernel ms")
+    print("share of sgemm (times faster than the plain path; than PyTorch)      kernel ms   GFLOP/s   sgemm GFLOP/s")
     for name, shape, rf, channels in SHAPES:
         for B in (64, 128):
             rng = np.random.default_rng(0)
@@ -70,7 +71,7 @@ def main():
                 lambda: layer.backward(dy, cache),
                 lambda: np.maximum(np.matmul(plain._patches(plain_x), W), 0),
                 lambda: np.matmul(patches.transpose(0, 2, 1), dz),
-                *(torch_step(layer.params["W"], x, dy) or ()),
+                *(torch_step(layer.params["W"], x, dy, threads) or ()),
             ]
             rate, *seconds = timed([product, *functions[:2]], repeats=15, calls=5)
             rate = product_flop / rate
@@ -80,7 +81,8 @@ def main():
                 share = flop / seconds[i] / rate
                 versus = ", ".join(f"{s / seconds[i]:5.1f}x" for s in seconds[2 + i :: 2])
                 print(
-                    f"{name}  batch {B:3d}  {what:15s}  {100 * share:3.0f} %  ({versus})   {1e3 * seconds[i]:7.2f}",
+                    f"{name}  batch {B:3d}  {what:15s}  {100 * share:3.0f} %  ({versus})   {1e3 * seconds[i]:7.2f}"
+                    f"   {flop / seconds[i] / 1e9:5.0f}   {rate / 1e9:5.0f}",
                     flush=True,
                 )
 

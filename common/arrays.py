@@ -29,8 +29,3 @@ def aligned(shape):
     room = np.empty(size + 16, np.float32)
     skip = -(room.ctypes.data // 4) % 16
     return room[skip : skip + size].reshape(shape)
-
-
-def to_numpy(x):
-    """x as a NumPy array (copied from the device if it lives on one)."""
-    return x.get() if hasattr(x, "get") else np.asarray(x)

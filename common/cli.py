@@ -59,6 +59,10 @@ def parse(config_class, doc, argv=None):
     if options["resume"] and seeds:
         raise UsageError("--resume continues one run: leave out --seeds")
     options["seeds"] = seeds or [seed]
+    if min(options["seeds"]) < 0 or len(set(options["seeds"])) < len(options["seeds"]):
+        raise UsageError("--seed and --seeds: seeds are different numbers from 0 up")
+    if options["save"] and (len(options["seeds"]) > 1 or not Path(options["save"]).resolve().parent.is_dir()):
+        raise UsageError(f"--save {options['save']}: one run, one file, in a folder that exists")
     return config, argparse.Namespace(**options)
 
 
@@ -95,23 +99,30 @@ def set_threads(threads):
 def announce_compilation():
     """Compile the kernels now, and say so if this is the first time on this machine."""
     from common import kernels_cpu
-    from common.label_sharing import goodness_of_labels
+    from common.goodness import ff_loss, normalise
+    from common.label_sharing import SharedPair, goodness_of_labels
     from common.local2d import LocallyConnected2d
     from common.optim import Adam
 
     source = Path(kernels_cpu.__file__)
-    kernels = ("pack", "forward", "weight_grad", "input_grad", "scaled_square_sums", "adam")
+    kernels = ("pack", "forward", "weight_grad", "input_grad", "relu_grad", "relu_grad_pairs", "scale_rows", "adam")
+    kernels += ("scaled_square_sums",)
     folder = Path(kernels_cpu.forward.stats.cache_path)
     compiled = [max((p.stat().st_mtime for p in folder.glob(f"kernels_cpu.{k}-*.nbi")), default=0) for k in kernels]
     if min(compiled) < source.stat().st_mtime:
         print("Compiling the kernels for this processor (once, about 20 seconds) ...", flush=True)
     rng = np.random.default_rng(0)
     layers = [LocallyConnected2d((4, 4, 1), 1, 2, rng), LocallyConnected2d((3, 3, 1), 1, 2, rng)]
-    images = np.zeros((2, 4, 4, 1), np.float32)
+    images = np.zeros((2 * kernels_cpu.BLOCK, 4, 4, 1), np.float32)
     goodness_of_labels(layers, images, 1, 2)
     y, cache = layers[0].forward(images)
     _, grads = layers[0].backward(y, cache, need_dx=True)
     Adam(layers[0].params, 0.1).step(grads)
+    pair = SharedPair(layers[0], (0, 1, 0, 2))
+    y, cache = pair.forward(images)
+    _, g, dy = ff_loss(y, np.ones(len(y), np.float32), 1.0)
+    pair.backward(dy, cache)
+    normalise(y, g)
 
 
 def progress(items, label):
@@ -136,6 +147,9 @@ def run(main):
         main()
     except (UsageError, DataError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; --resume with the run's folder goes on from its last epoch", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Goodness and the Forward-Forward losses, each defined once: what a layer is trained on is what it predicts with.
 
-Goodness is a layer: forward(y) gives one number per row, backward(dg, cache) the gradient with respect to y.
+Goodness is a layer without parameters: forward(y) gives one number per row and a cache, backward(dg, cache) gives dy.
 
     sum of squares    g_b = sum_j y_bj^2          dg/dy = 2 y        (Hinton 2022, section 2)
     mean of squares   g_b = (1/D) sum_j y_bj^2    dg/dy = (2/D) y    (the same, independent of the width D)

@@ -8,7 +8,9 @@ number, its root mean square r, and a locally connected layer is linear before i
     z_label = (1 / r_label) (W y)_shared + b                       `goodness_of_labels`
 
 needs one product for all labels. Nothing is approximated: the plain path, every label on its own, gives the same
-numbers to rounding, and the tests compare the two.
+numbers to rounding, and the tests compare the two. The price: `goodness_of_labels` knows by heart that goodness is the
+mean of squares, that rows are normalised, and that the slot is in the top-left corner. Whoever changes one of these
+predicts with `shared=False`, which asks common/goodness.py and common/labels.py.
 """
 
 import numpy as np
@@ -43,6 +45,7 @@ class SharedPair:
 
     def forward(self, x, train=True):
         """x (2B, H, W, C) -> y (2B, OH, OW, O), cache."""
+        x = x.astype(self.params["W"].dtype, copy=False)
         k, B = kernels(x), len(x) // 2
         if k is None or B % k.BLOCK:
             return self.layer.forward(x, train)
@@ -57,6 +60,7 @@ class SharedPair:
     def backward(self, dy, cache, need_dx=False):
         """dy (2B, OH, OW, O) -> None, grads. The shared inputs meet the sum of both halves' errors once."""
         packed, y, _ = cache
+        dy = dy.astype(y.dtype, copy=False)
         k, B = kernels(dy), len(dy) // 2
         if need_dx:
             raise ValueError("SharedPair computes no input gradient: it is a first layer")

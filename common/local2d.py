@@ -40,6 +40,7 @@ class LocallyConnected2d:
 
     def forward(self, x, train=True):
         """x (B, H, W, C) -> y (B, OH, OW, O) and the cache of `backward`."""
+        x = x.astype(self.params["W"].dtype, copy=False)  # the parameters decide
         if kernels(x) is None:
             patches = self._patches(x)  # (OH*OW, B, K)
             W = self.params["W"].reshape(*patches.shape[::2], -1)  # (OH*OW, K, O)
@@ -57,6 +58,7 @@ class LocallyConnected2d:
     def backward(self, dy, cache, need_dx=False):
         """dy (B, OH, OW, O) = dL/dy -> dx (B, H, W, C) or None, grads {"W", "b"} summed over the batch."""
         x, y, x_shape = cache
+        dy = dy.astype(y.dtype, copy=False)
         if kernels(dy) is None:
             xp = namespace(dy)
             dz = dy * (y > 0) if self.relu else dy

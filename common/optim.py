@@ -14,7 +14,7 @@ from common.arrays import kernels, namespace
 
 
 class SGD:
-    """Stochastic gradient descent with momentum beta and weight decay, on params (dict of arrays)."""
+    """Stochastic gradient descent with momentum beta, on params (dict of arrays); no weight decay of the biases "b"."""
 
     def __init__(self, params, lr, beta=0.9, decay=0.0):
         self.params, self.lr, self.beta, self.decay = params, lr, beta, decay
@@ -25,17 +25,18 @@ class SGD:
         self.t += 1
         for k, w in self.params.items():
             g, m = grads[k], self.state[f"m_{k}"]
+            decay = self.decay if k != "b" else 0.0
             fast = kernels(w)
-            if fast:
+            if fast and w.flags.c_contiguous:
                 f = np.float32
-                fast.momentum(w.ravel(), g.ravel(), m.ravel(), f(self.lr), f(self.beta), f(self.decay))
+                fast.momentum(w.ravel(), g.ravel(), m.ravel(), f(self.lr), f(self.beta), f(decay))
             else:
-                m[...] = self.beta * m + g + self.decay * w
+                m[...] = self.beta * m + g + decay * w
                 w -= self.lr * m
 
 
 class Adam:
-    """Adam on params (dict of arrays); decay is AdamW's decoupled weight decay, for arrays of 2 or more dimensions."""
+    """Adam on params (dict of arrays); decay is AdamW's decoupled weight decay, of all but the biases "b"."""
 
     def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-8, decay=0.0):
         self.params, self.lr, self.betas, self.eps, self.decay = params, lr, betas, eps, decay
@@ -49,9 +50,9 @@ class Adam:
         root = 1 / (1 - b2**self.t) ** 0.5  # sqrt(v^) = sqrt(v) * root
         for k, w in self.params.items():
             g, m, v = grads[k], self.state[f"m_{k}"], self.state[f"v_{k}"]
-            decay = self.lr * self.decay if w.ndim > 1 else 0.0
+            decay = self.lr * self.decay if k != "b" else 0.0
             fast = kernels(w)
-            if fast:
+            if fast and w.flags.c_contiguous:
                 f = np.float32
                 flat = (w.ravel(), g.ravel(), m.ravel(), v.ravel())
                 fast.adam(*flat, f(step_size), f(b1), f(b2), f(root), f(self.eps), f(decay))

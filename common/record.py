@@ -119,11 +119,15 @@ def save_arrays(path, arrays, meta):
     """Write arrays (name -> array) and meta (JSON) in one step: the old file stands until the new one is whole."""
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        np.savez(file, __meta__=np.frombuffer(json.dumps(meta, default=_plain).encode(), np.uint8), **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, __meta__=np.frombuffer(json.dumps(meta, default=_plain).encode(), np.uint8), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load_arrays(path):
@@ -161,6 +165,15 @@ def save_checkpoint(folder, arrays, meta):
     """Save a checkpoint that also knows how long the record is at this moment."""
     length = (Path(folder) / "record.jsonl").stat().st_size
     save_arrays(Path(folder) / "checkpoint.npz", arrays, meta | {"record_bytes": length})
+
+
+def cut(folder, lines):
+    """Cut the folder's record back to its first lines."""
+    path = Path(folder) / "record.jsonl"
+    with open(path, "r+b") as file:
+        for _ in range(lines):
+            file.readline()
+        file.truncate(file.tell())
 
 
 def load_checkpoint(folder):

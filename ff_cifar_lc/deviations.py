@@ -55,6 +55,8 @@ def mean_activity(layers, images, cfg, n_classes):
 
 def main():
     cfg, options = cli.parse(train.Config, __doc__)
+    if options.resume or options.save:
+        raise cli.UsageError("deviations.py knows neither --resume nor --save")
     threads = cli.set_threads(options.threads)
     cli.announce_compilation()
     ds = data.load(options.dataset, options.data_dir, auto="cifar10")

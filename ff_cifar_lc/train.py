@@ -18,13 +18,14 @@ Symbols
 Deviates from the write-up that it reproduces (its README: ff_cifar_lc/README.md, "Deviations", with the effects)
     - predicts with the goodness that it trains, mean(h^2); the public code predicts with mean(h)
     - a layer hands on the activity it was trained on, not a second one computed after its update
-    - chooses nothing on the test set: curves come from 5 000 training images held out for validation
+    - chooses nothing on the test set: curves come from training images held out for validation
 
 Run
     python ff_cifar_lc/train.py --seed 0              one minute; FF about 25 %, BP about 38 % on the CIFAR-10 test set
     python ff_cifar_lc/train.py --no-bp-baseline --train-subset 2000 --n-epochs 3       a first look
 """
 
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -97,7 +98,7 @@ def bp_step(layers, opts, images, labels):
 
 
 def ff_goodness(layers, images, cfg, n_classes):
-    """Goodness of every candidate label: uint8 or float images (N, H, W, C) -> (n_layers, N, n_classes)."""
+    """Goodness of every candidate label: centred float images (N, H, W, C) -> (n_layers, N, n_classes)."""
     g = [goodness_of_labels(layers, images[rows], cfg.slot_rows, n_classes) for rows in in_batches(len(images), 128)]
     return np.concatenate(g, axis=1)
 
@@ -153,8 +154,11 @@ def check(cfg, ds):
     """Say in one line what cannot work, before anything is computed."""
     n = len(ds.x_train)
     rules = [
-        (min(cfg.n_epochs, cfg.n_layers, cfg.channels, cfg.batch_size, cfg.train_subset, cfg.eval_subset) < 1,
-         "--n-epochs, --n-layers, --channels, --batch-size, --train-subset and --eval-subset must be at least 1"),
+        (min(cfg.n_epochs, cfg.n_layers, cfg.channels, cfg.batch_size) < 1,
+         "--n-epochs, --n-layers, --channels and --batch-size must be at least 1"),
+        (min(cfg.train_subset, cfg.eval_subset, cfg.slot_rows) < 1,
+         "--train-subset, --eval-subset and --slot-rows must be at least 1"),
+        (cfg.snapshot_every < 0, f"--snapshot-every {cfg.snapshot_every}: 0 or more"),
         (not 0 <= cfg.validation < n, f"--validation {cfg.validation}: {ds.name} has {n} training images"),
         (cfg.train_subset > n - cfg.validation,
          f"--train-subset {cfg.train_subset}: {ds.name} has {n} training images, {cfg.validation} of them held out"),
@@ -271,6 +275,20 @@ def progress_line(epoch, cfg, ff, bp, n, left):
     print(f"{line}  | {seconds:.1f} s, {left:.0f} s left", flush=True)
 
 
+def start_run(folder, ff, bp, rngs, split, cfg, ds):
+    """What a run leaves on disk before its first step: snapshot 0, one image per class, a checkpoint."""
+    n_classes = len(ds.class_names)
+    if cfg.snapshot_every:
+        _, g, y = evaluate(ff, None, split, cfg, n_classes)
+        snapshot(folder, 0, ff, g, y)
+        examples = {
+            "images": ds.x_train[[int(np.argmax(ds.y_train == k)) for k in range(n_classes)]],
+            "mean": split.mean,
+        }
+        record.save_arrays(folder / "snapshots" / "examples.npz", examples, {"class_names": list(ds.class_names)})
+    checkpoint(folder, 0, ff, bp, rngs)
+
+
 def run(cfg, options, threads):
     """One run from its start, or from its checkpoint, to its end -> its folder, and the last line of its record."""
     if options.resume:
@@ -302,15 +320,19 @@ def run(cfg, options, threads):
     machine, done = record.machine(threads), 0
 
     if options.resume:
-        arrays, meta = record.load_checkpoint(folder)
-        record.restore("ff", *ff, arrays)
-        if bp:
-            record.restore("bp", *bp, arrays)
-        for name, state in meta["rngs"].items():
-            rngs[name].bit_generator.state = state
-        done = meta["epoch"]
+        if (folder / "checkpoint.npz").exists():
+            arrays, meta = record.load_checkpoint(folder)
+            record.restore("ff", *ff, arrays)
+            if bp:
+                record.restore("bp", *bp, arrays)
+            for name, state in meta["rngs"].items():
+                rngs[name].bit_generator.state = state
+            done = meta["epoch"]
+        else:  # killed before its first checkpoint: the seed makes the same network again
+            record.cut(folder, 1)
+            start_run(folder, ff, bp, rngs, split, cfg, ds)
         same = machine == lines[0]["machine"]
-        note = "the same machine" if same else "another machine or other versions: expect other roundings"
+        note = "the same machine" if same else "another machine, versions or threads: expect other roundings"
         record.append(folder, {"resumed_after_epoch": done, "machine": machine, "same_machine": same})
         print(f"Resuming {folder} after epoch {done}, on {note}.")
     else:
@@ -319,13 +341,7 @@ def run(cfg, options, threads):
         dataset["class_names"] = list(ds.class_names)
         first = {"command": record.command(), "config": asdict(cfg), "dataset": dataset, "machine": machine}
         record.append(folder, first | {"commit": record.commit()})
-        if cfg.snapshot_every:
-            _, g, y = evaluate(ff, None, split, cfg, n_classes)
-            snapshot(folder, 0, ff, g, y)
-            images, labels = split.train
-            examples = {"images": images[[int(np.argmax(labels == k)) for k in range(n_classes)]], "mean": split.mean}
-            record.save_arrays(folder / "snapshots" / "examples.npz", examples, {"class_names": list(ds.class_names)})
-        checkpoint(folder, 0, ff, bp, rngs)
+        start_run(folder, ff, bp, rngs, split, cfg, ds)
     for name, net in (("FF", ff), ("BP", bp)):
         if net:
             sizes = [" x ".join(map(str, layer.out_shape)) for layer in net[0] if hasattr(layer, "out_shape")]
@@ -375,6 +391,8 @@ def report(final, ds):
 
 def main():
     cfg, options = cli.parse(Config, __doc__)
+    if options.resume and not options.threads:  # as many as before: BLAS rounds differently on another number
+        options.threads = min(record.read(options.resume)[0]["machine"]["threads"], os.cpu_count())
     threads = cli.set_threads(options.threads)
     cli.announce_compilation()
     finals = []

@@ -140,6 +140,40 @@ def test_kill_and_resume_ends_with_the_same_bits(cache, tmp_path, moment):
     assert again.returncode == 2 and "finished" in again.stderr
 
 
+def test_killed_before_the_first_checkpoint(cache, tmp_path):
+    flags = ["--seed", "6", "--n-epochs", "1", "--no-full-test", "--threads", "1"]
+    _, (whole,) = finished(cache, tmp_path, *flags)
+    arrays, _ = record.load_arrays(whole / "checkpoint.npz")
+    expected = record.read(whole)
+    (whole / "checkpoint.npz").unlink()
+    record.cut(whole, 1)
+    done = call(cache, tmp_path, "--resume", str(whole), "--no-figures")
+    assert done.returncode == 0, done.stderr
+    lines = record.read(whole)
+    assert lines[1]["same_machine"] and lines[1]["machine"]["threads"] == 1  # as many threads as the run had
+    assert without_times([lines[0], *lines[2:]]) == without_times(expected)
+    again, _ = record.load_arrays(whole / "checkpoint.npz")
+    assert all(np.array_equal(arrays[k], again[k]) for k in arrays)
+
+
+def test_deviations(cache, tmp_path):
+    command = [sys.executable, str(SCRIPT.parent / "deviations.py"), *SMALL, "--dataset", "shapes", "--no-full-test"]
+    command += ["--seeds", "0-1", "--out", "out", "--n-epochs", "1"]
+    environment = os.environ | {"FF_CACHE": str(cache)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "out").iterdir()
+    final = record.read(folder)[-1]["final"]
+    assert len(final) == 4 and all(len(row["test_acc"]) == 2 for row in final)
+
+
+def test_epoch_benchmark_checks_and_reports():
+    script = SCRIPT.parent.parent / "benchmarks" / "lc_epoch.py"
+    command = [sys.executable, str(script), "--batches", "3", "--channels", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "plain path" in done.stdout and "x one pass" in done.stdout, done.stderr
+
+
 def test_a_segment_on_another_machine_says_so(cache, tmp_path):
     _, (folder,) = finished(cache, tmp_path, "--n-epochs", "2", "--no-full-test", "--no-bp-baseline")
     text = (folder / "record.jsonl").read_text().splitlines()
@@ -174,6 +208,12 @@ WRONG = {
     "seeds": ("--seeds", "4-0"),
     "resume nothing": ("--resume", "nowhere"),
     "slot does not fit": ("--slot-rows", "33"),
+    "no slot": ("--slot-rows", "0"),
+    "negative seed": ("--seed", "-1"),
+    "the same seed twice": ("--seeds", "0,0"),
+    "one file for two runs": ("--seeds", "0-1", "--save", "w.npz"),
+    "a file in no folder": ("--save", "no/such/w.npz"),
+    "a folder below a file": ("--out", str(SCRIPT / "runs")),
 }
 
 

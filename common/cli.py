@@ -23,10 +23,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
-def parse(config_class, doc, argv=None):
+def parse(config_class, doc, argv=None, choices=None, presets=None):
     """Flags from a flat dataclass (its comments are the help texts) and those every script has -> config, options.
 
-    options: seeds (list of int), dataset, data_dir, out, resume, threads, figures, save.
+    choices: field -> its allowed values. presets: name -> other defaults for some fields; flags still win.
+    options: seeds (list of int), dataset, data_dir, out, resume, threads, figures, save (and preset, if there are any).
     """
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     helps = _comments(config_class)
@@ -41,7 +42,9 @@ def parse(config_class, doc, argv=None):
             )
         else:
             text = f"{helps[field.name]} (default: {field.default})"
-            settings.add_argument(flag, type=kind, default=field.default, metavar=kind.__name__, help=text)
+            allowed = (choices or {}).get(field.name)
+            name = None if allowed else kind.__name__
+            settings.add_argument(flag, type=kind, default=field.default, choices=allowed, metavar=name, help=text)
     run = parser.add_argument_group("run")
     run.add_argument("--seed", type=int, default=0, metavar="int", help="random seed of the run (default: 0)")
     run.add_argument("--seeds", type=_seeds, metavar="0-4", help="several runs, one after the other: 0-4 or 0,3,7")
@@ -53,6 +56,10 @@ def parse(config_class, doc, argv=None):
     figures = "draw the figures at the end (default: yes)"
     run.add_argument("--figures", action=argparse.BooleanOptionalAction, default=True, help=figures)
     run.add_argument("--save", metavar="FILE", help="also write the trained weights to this .npz file")
+    if presets:
+        text = "other defaults: " + "; ".join(f"{name}: {_flags(preset)}" for name, preset in presets.items())
+        run.add_argument("--preset", choices=presets, help=text)
+        parser.set_defaults(**presets.get(parser.parse_args(argv).preset, {}))
     options = vars(parser.parse_args(argv))
     config = config_class(**{f.name: options.pop(f.name) for f in dataclasses.fields(config_class)})
     seed, seeds = config.seed, options["seeds"]
@@ -64,6 +71,15 @@ def parse(config_class, doc, argv=None):
     if options["save"] and (len(options["seeds"]) > 1 or not Path(options["save"]).resolve().parent.is_dir()):
         raise UsageError(f"--save {options['save']}: one run, one file, in a folder that exists")
     return config, argparse.Namespace(**options)
+
+
+def _flags(preset):
+    """{"n_epochs": 4, "flip": False} -> "--n-epochs 4 --no-flip"."""
+    words = []
+    for name, value in preset.items():
+        name = name.replace("_", "-")
+        words.append(f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name} {value}")
+    return " ".join(words)
 
 
 def _seeds(text):
@@ -100,13 +116,14 @@ def announce_compilation():
     """Compile the kernels now, and say so if this is the first time on this machine."""
     from common import kernels_cpu
     from common.goodness import ff_loss, normalise
+    from common.label_map import LabelMap
     from common.label_sharing import SharedPair, goodness_of_labels
     from common.local2d import LocallyConnected2d
     from common.optim import Adam
 
     source = Path(kernels_cpu.__file__)
     kernels = ("pack", "forward", "weight_grad", "input_grad", "relu_grad", "relu_grad_pairs", "scale_rows", "adam")
-    kernels += ("scaled_square_sums",)
+    kernels += ("scaled_square_sums", "label_goodness", "label_error", "add_labels", "add_labels_grad")
     folder = Path(kernels_cpu.forward.stats.cache_path)
     compiled = [max((p.stat().st_mtime for p in folder.glob(f"kernels_cpu.{k}-*.nbi")), default=0) for k in kernels]
     if min(compiled) < source.stat().st_mtime:
@@ -123,6 +140,11 @@ def announce_compilation():
     _, g, dy = ff_loss(y, np.ones(len(y), np.float32), 1.0)
     pair.backward(dy, cache)
     normalise(y, g)
+    layer = LabelMap((4, 4, 1), 1, 2, 2, rng)
+    a, cache = layer.image_part(images)
+    layer.backward_goodness(layer.goodness(a), a, cache)
+    y, cache = layer.forward(images, np.zeros(len(images), int))
+    layer.backward(y, cache)
 
 
 def progress(items, label):

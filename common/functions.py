@@ -16,6 +16,11 @@ def sigmoid(x):
     return xp.where(x >= 0, 1, e) / (1 + e)
 
 
+def relu(x):
+    """max(x, 0); its derivative is 1 where x > 0."""
+    return namespace(x).maximum(x, 0)
+
+
 def softmax(x):
     """Rows of x (B, K) to probabilities."""
     xp = namespace(x)

@@ -5,11 +5,18 @@ Goodness is a layer without parameters: forward(y) gives one number per row and 
     sum of squares    g_b = sum_j y_bj^2          dg/dy = 2 y        (Hinton 2022, section 2)
     mean of squares   g_b = (1/D) sum_j y_bj^2    dg/dy = (2/D) y    (the same, independent of the width D)
 
-Loss (Hinton 2022, section 2, eq. 1: p(positive) = sigmoid(g - theta)), t_b = +1 for positive, -1 for negative rows:
+Losses, with a sharpness beta (1 in the papers' formulas) by which goodness is multiplied first:
 
-    L = mean_b softplus(-t_b (g_b - theta))       dL/dg_b = -t_b sigmoid(-t_b (g_b - theta)) / B
-
-A pair of one positive and one negative image is two rows, so L is half of the per-pair sum that papers print.
+    threshold   L = mean_b softplus(-t_b beta (g_b - theta))            t_b = +1 for positive, -1 for negative rows
+                dL/dg_b = -t_b beta sigmoid(-t_b beta (g_b - theta)) / B
+                (Hinton 2022, section 2, eq. 1: p(positive) = sigmoid(g - theta); a pair of a positive and a negative
+                image is two rows, so L is half of the per-pair sum that papers print)
+    margin      L = mean_b softplus(-beta (g+_b - g-_b))                goodness of a right and of a wrong label
+                dL/dg-_b = -dL/dg+_b = beta sigmoid(-beta (g+_b - g-_b)) / B
+                (SymBa: Lee & Song 2023, arXiv 2303.08418, where beta is alpha)
+    softmax     L = mean_b -log softmax(beta g_b)[label_b]              g_bk: goodness of every label k
+                dL/dg_bk = beta (softmax(beta g_b)[k] - [k = label_b]) / B
+                (every wrong label is a negative, weighted by how well it competes)
 """
 
 from common.arrays import aligned, kernels, namespace
@@ -54,10 +61,17 @@ def scale_rows(y, factor):
     return out.transpose(-1, *range(y.ndim - 1))
 
 
-def threshold_loss(g, t, theta):
-    """L = mean_b softplus(-t_b (g_b - theta)): g (B,) goodness, t (B,) of +1/-1 -> L (a number), dL/dg (B,)."""
-    margin = -t * (g - theta)
-    return softplus(margin).mean(), -t * sigmoid(margin) / len(g)
+def threshold_loss(g, t, theta, beta=1.0):
+    """L = mean_b softplus(-t_b beta (g_b - theta)): goodness g (B,), t (B,) of +1/-1 -> L (a number), dL/dg (B,)."""
+    margin = -t * (beta * (g - theta))
+    return softplus(margin).mean(), -t * (beta * sigmoid(margin)) / len(g)
+
+
+def margin_loss(g_pos, g_neg, beta=1.0):
+    """L = mean_b softplus(-beta (g+_b - g-_b)): goodness (B,) of right and wrong -> L (a number), dL/dg+, dL/dg-."""
+    margin = beta * (g_neg - g_pos)
+    d = beta * sigmoid(margin) / len(g_pos)
+    return softplus(margin).mean(), -d, d
 
 
 def ff_loss(y, t, theta, goodness=MeanSquare):
@@ -80,6 +94,12 @@ def normalise(y, g=None, eps=1e-8):
 def rms_inverse(g, eps=1e-8):
     """1 / sqrt(g + eps) for mean squares g: the factor by which `normalise` scales a row."""
     return 1 / namespace(g).sqrt(g + eps)
+
+
+def label_loss(g, labels, beta):
+    """Softmax cross-entropy over goodness: g (B, K) of every label, labels (B,) -> L (a number), dL/dg (B, K)."""
+    loss, d = softmax_cross_entropy(beta * g, labels)
+    return loss, beta * d
 
 
 def softmax_cross_entropy(logits, labels):

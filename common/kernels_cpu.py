@@ -474,3 +474,77 @@ def momentum(w, g, m, lr, beta, decay):
         m_i = m_i if abs(m_i) > np.float32(1e-30) else np.float32(0)  # see `adam`
         m[i] = m_i
         w[i] -= lr * m_i
+
+
+@njit(parallel=True, cache=True)
+def label_goodness(a, u, g):
+    """g[oy, ox, k, i] = mean over o of ReLU(a[oy, ox, o, i] + u[oy, ox, k, o])^2.
+
+    a (OH, OW, O, B), u (OH, OW, K, O), g (OH, OW, K, B).
+    """
+    OH, OW, O, B = a.shape
+    share = np.float32(1 / O)
+    for oy in prange(OH):
+        for ox in range(OW):
+            for k in range(u.shape[2]):
+                for i in range(B):
+                    g[oy, ox, k, i] = 0
+                for o in range(O):
+                    for i in range(B):
+                        z = max(a[oy, ox, o, i] + u[oy, ox, k, o], np.float32(0))
+                        g[oy, ox, k, i] += z * z
+                for i in range(B):
+                    g[oy, ox, k, i] *= share
+
+
+@njit(parallel=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def label_error(a, u, c, da, du):
+    """d = c[k, i] ReLU(a[oy, ox, o, i] + u[oy, ox, k, o]), summed over k into da, over i into du.
+
+    a and da (OH, OW, O, B), u and du (OH, OW, K, O), c (K, B). fastmath: the sum over i may use whole registers.
+    """
+    OH, OW, O, B = a.shape
+    for oy in prange(OH):
+        for ox in range(OW):
+            for o in range(O):
+                for i in range(B):
+                    da[oy, ox, o, i] = 0
+                for k in range(u.shape[2]):
+                    total = np.float32(0)
+                    for i in range(B):
+                        d = c[k, i] * max(a[oy, ox, o, i] + u[oy, ox, k, o], np.float32(0))
+                        da[oy, ox, o, i] += d
+                        total += d
+                    du[oy, ox, k, o] = total
+
+
+@njit(parallel=True, cache=True)
+def add_labels(a, u, labels, y):
+    """y[oy, ox, o, r] = ReLU(a[oy, ox, o, r mod B] + u[oy, ox, labels[r], o]): a (OH, OW, O, B), y (OH, OW, O, n*B)."""
+    OH, OW, O, B = a.shape
+    for oy in prange(OH):
+        for ox in range(OW):
+            for o in range(O):
+                for first in range(0, len(labels), B):
+                    for i in range(B):
+                        z = a[oy, ox, o, i] + u[oy, ox, labels[first + i], o]
+                        y[oy, ox, o, first + i] = max(z, np.float32(0))
+
+
+@njit(parallel=True, cache=True)
+def add_labels_grad(dy, y, labels, da, du):
+    """dz = dy where y > 0, else 0; its rows of one image are added up in da, those of one label in du.
+
+    dy and y (OH, OW, O, n*B), da (OH, OW, O, B), du (OH, OW, K, O).
+    """
+    OH, OW, O, B = da.shape
+    for oy in prange(OH):
+        for ox in range(OW):
+            du[oy, ox] = 0
+            for o in range(O):
+                da[oy, ox, o] = 0
+                for first in range(0, len(labels), B):
+                    for i in range(B):
+                        dz = dy[oy, ox, o, first + i] if y[oy, ox, o, first + i] > 0 else np.float32(0)
+                        da[oy, ox, o, i] += dz
+                        du[oy, ox, labels[first + i], o] += dz

@@ -1,8 +1,14 @@
 """Label encodings and negatives. A negative never carries the true label.
 
-Slot encoding (the CIFAR-10 write-up): a block of `rows` x `n_classes` pixels in the top-left corner, all channels, is
-overwritten with OFF, and column `label` of it with ON.
+Negatives: uniform over the wrong labels, or hard ones, which need the goodness of every label: the wrong label with the
+highest, or one drawn in proportion to a softmax over them (Hinton 2022, section 3.3, draws so from a one-pass softmax).
+
+Label map (label_map.py): label units of their own, seen from everywhere. Slot encoding (the CIFAR-10 write-up): a block
+of `rows` x `n_classes` pixels in the top-left corner, all channels, is overwritten with OFF, and column `label` of it
+with ON.
 """
+
+import numpy as np
 
 from common.arrays import namespace
 
@@ -26,3 +32,20 @@ def write_slot(images, labels, rows, n_classes, off=OFF, on=ON):
 def wrong_labels(labels, n_classes, rng):
     """One label per row, uniform over the n_classes - 1 labels that are not the true one. labels (B,) -> (B,)."""
     return (labels + rng.integers(1, n_classes, len(labels))) % n_classes
+
+
+def hardest_labels(g, labels):
+    """The wrong label with the highest goodness: g (B, K), labels (B,) -> (B,)."""
+    return _without_true(g, labels).argmax(axis=1)
+
+
+def sampled_labels(logits, labels, rng):
+    """One wrong label per row, drawn in proportion to softmax(logits): logits (B, K), labels (B,) -> (B,)."""
+    noise = rng.gumbel(size=logits.shape)  # argmax of logits plus Gumbel noise is a draw from their softmax
+    return (_without_true(logits, labels) + noise).argmax(axis=1)
+
+
+def _without_true(g, labels):
+    g = g.astype(np.float64)
+    g[np.arange(len(labels)), labels] = -np.inf
+    return g

@@ -72,3 +72,11 @@ def cosine(t, total, warmup=0):
 def linear(t, total):
     """Learning-rate factor at step t of total: a straight line from 1 to 0."""
     return 1 - t / total
+
+
+def constant(t, total):
+    """Learning-rate factor at step t of total: 1."""
+    return 1.0
+
+
+SCHEDULES = {"linear": linear, "cosine": cosine, "constant": constant}

@@ -1,9 +1,10 @@
 """What our two deviations from the write-up's code change: two ways to train times two ways to predict, seed by seed.
 
 Idea
-    The write-up's public code differs from train.py in two places. It predicts with mean(h) although every layer is
-    trained on mean(h^2); and it computes each layer's activity a second time, after that layer's update, and hands on
-    the second one. Here all four combinations run under the same seeds, everything else as in train.py (FF only).
+    The write-up's public code differs from train.py --preset write-up in two places. It predicts with mean(h) although
+    every layer is trained on mean(h^2); and it computes each layer's activity a second time, after that layer's update,
+    and hands on the second one. Here all four combinations run under the same seeds, everything else as in that preset
+    (FF only).
 
 Run
     python ff_cifar_lc/deviations.py --seeds 0-4      3 minutes; the table, and a record of it
@@ -26,10 +27,11 @@ from common.labels import write_slot, wrong_labels
 from common.optim import Adam
 
 
-def second_pass_step(layers, opts, images, labels, negatives, cfg, n_classes):
-    """train.ff_step, but each layer hands on what it answers after its update."""
+def second_pass_step(layers, opts, images, labels, cfg, rng, n_classes):
+    """train.ff_step_pairs, but each layer hands on what it answers after its update."""
     B = len(images)
-    h = write_slot(np.concatenate([images, images]), np.concatenate([labels, negatives]), cfg.slot_rows, n_classes)
+    both = np.concatenate([labels, wrong_labels(labels, n_classes, rng)])
+    h = write_slot(np.concatenate([images, images]), both, cfg.slot_rows, n_classes)
     t = np.repeat(np.float32([1, -1]), B)
     for layer, opt in zip(layers, opts, strict=True):
         y, cache = layer.forward(h)
@@ -54,7 +56,8 @@ def mean_activity(layers, images, cfg, n_classes):
 
 
 def main():
-    cfg, options = cli.parse(train.Config, __doc__)
+    argv = ["--preset", "write-up", *sys.argv[1:]]
+    cfg, options = cli.parse(train.Config, __doc__, argv, train.CHOICES, train.PRESETS)
     if options.resume or options.save:
         raise cli.UsageError("deviations.py knows neither --resume nor --save")
     threads = cli.set_threads(options.threads)
@@ -71,7 +74,7 @@ def main():
     for seed in options.seeds:
         cfg.seed = seed
         split = train.Split(ds, cfg)
-        for training, step in (("before the update", train.ff_step), ("after the update", second_pass_step)):
+        for training, step in (("before the update", train.ff_step_pairs), ("after the update", second_pass_step)):
             layers = train_layers(step, split, cfg, ds.x_train.shape[1:], n_classes)
             images, labels = split.floats(split.test[0]), split.test[1]
             for prediction, vote in (("mean(h²)", train.ff_goodness), ("mean(h)", mean_activity)):
@@ -88,17 +91,15 @@ def main():
 
 
 def train_layers(step, split, cfg, shape, n_classes):
-    """Train as train.py does, from the same seeds, with `step` in ff_step's place -> the layers."""
-    layers = train.build(cfg, shape, np.random.default_rng([cfg.seed, 0]))
+    """Train as train.py does, from the same seeds, with `step` in ff_step_pairs' place -> the layers."""
+    layers = train.build(cfg, shape, n_classes, np.random.default_rng([cfg.seed, 0]), label_units=False)
     opts = [Adam(layer.params, cfg.lr) for layer in layers]
     rng = np.random.default_rng([cfg.seed, 3])
     x, y = split.train
     for _ in range(cfg.n_epochs):
         order = rng.permutation(len(x))
         for rows in in_batches(len(x), cfg.batch_size):
-            batch = order[rows]
-            wrong = wrong_labels(y[batch], n_classes, rng)
-            step(layers, opts, split.floats(x[batch]), y[batch], wrong, cfg, n_classes)
+            step(layers, opts, split.floats(x[order[rows]]), y[order[rows]], cfg, rng, n_classes)
     return layers
 
 

@@ -1,28 +1,28 @@
 """Forward-Forward on CIFAR-10 with locally connected layers, and its backpropagation twin beside it.
 
 Idea
-    Each layer learns to be active for an image with its right label and quiet for the same image with a wrong one.
-    The label is painted into the image, so a layer needs nothing but its own input and output to learn: no gradient
+    Each layer learns to be more active for an image under its right label than under any other. The ten label units
+    reach every location of every layer, so a layer needs nothing but its own input and output to learn: no gradient
     ever leaves a layer. To classify, try all ten labels and take the one that excites the layers most.
 
 Symbols
-    x    (2B, 32, 32, 3)   B images with their right label, then the same B with a wrong one; rows 0-2 x columns 0-9 of
-                           every channel are -1, the label's column +1; pixels in [0, 1] minus the channel's mean
-    t    (2B,)             +1 for the first B rows (positive), -1 for the others (negative)
-    y    (2B, H, W, C)     activity of a layer, ReLU of its weighted input; every location has weights of its own
-    g    (2B,)             goodness, mean over the layer of y^2
-    L    a number          mean of softplus(-t (g - theta)): Hinton 2022 (arXiv 2212.13345), eq. 1, one loss per layer
-    h    like y            what the next layer sees: y scaled so that the mean of h^2 is 1; its goodness is gone
-    Prediction: the label with the largest sum of g over the layers above the first (one layer votes itself).
+    x    (B, 32, 32, 3)    images, pixels in [0, 1] minus the channel's mean
+    a    (B, H, W, C)      a layer's weighted input, without a label; every location has weights of its own
+    y_k  like a            activity under label k: ReLU(a + U_k), U_k the weights of label unit k
+    g_k  (B,)              goodness of label k, mean over the layer of y_k^2
+    L    a number          -log softmax(beta g)[right label]: one loss per layer, over the goodness of all ten labels
+    h    like a            what the next layer sees: ReLU(a), no label in it, scaled so that the mean of h^2 is 1
+    Prediction: the label with the largest sum of g over the layers.
 
-Deviates from the write-up that it reproduces (its README: ff_cifar_lc/README.md, "Deviations", with the effects)
-    - predicts with the goodness that it trains, mean(h^2); the public code predicts with mean(h)
-    - a layer hands on the activity it was trained on, not a second one computed after its update
-    - chooses nothing on the test set: curves come from training images held out for validation
-
+Variants (flags)
+    --negatives uniform, hard, sampled     pairs instead of all labels: the right label against one wrong label
+    --no-neutral                           pairs in which each row hands on its own y_k, as in the papers
+    --preset write-up                      a public write-up of Hinton's experiment (README.md, "The write-up"): the
+                                           label painted into a corner of the image, pairs, Hinton's loss
 Run
-    python ff_cifar_lc/train.py --seed 0              one minute; FF about 25 %, BP about 38 % on the CIFAR-10 test set
-    python ff_cifar_lc/train.py --no-bp-baseline --train-subset 2000 --n-epochs 3       a first look
+    python ff_cifar_lc/train.py --seed 0
+    python ff_cifar_lc/train.py --preset quick
+    python ff_cifar_lc/train.py --preset write-up
 """
 
 import os
@@ -37,49 +37,127 @@ from common import ROOT, cli, data, record  # before NumPy, see common/__init__.
 # isort: split
 import numpy as np
 
+from common import augment
 from common.evaluate import accuracy, in_batches, mean_sd, per_class_accuracy, rank_correlation
-from common.goodness import ff_loss, normalise, softmax_cross_entropy
+from common.functions import relu
+from common.goodness import MeanSquare, label_loss, margin_loss, normalise, softmax_cross_entropy, threshold_loss
+from common.label_map import LabelMap
 from common.label_sharing import SharedPair, goodness_of_labels
-from common.labels import write_slot, wrong_labels
+from common.labels import hardest_labels, sampled_labels, write_slot, wrong_labels
 from common.layers import Dense, Flatten
 from common.local2d import LocallyConnected2d
-from common.optim import Adam
+from common.optim import SCHEDULES, Adam
 
 
 @dataclass
 class Config:
-    seed: int = 0  # random seed: weights, choice and order of images, wrong labels
-    n_epochs: int = 10  # passes over the training images
+    seed: int = 0  # random seed: weights, choice and order of images, flips, shifts, wrong labels
+    n_epochs: int = 8  # passes over the training images
     n_layers: int = 2  # locally connected layers
-    channels: int = 8  # units per location
+    channels: int = 16  # units per location
     rf: str = "11,5"  # side of the receptive fields, layer by layer; the last one counts for all further layers
-    batch_size: int = 64  # images per step (FF sees each twice: right and wrong label)
-    lr: float = 0.01  # Adam's learning rate, the same for FF and BP
-    threshold: float = 2.0  # theta, the goodness that separates positive from negative
-    train_subset: int = 10000  # training images, drawn by the seed
+    label: str = "map"  # how FF sees a label: map (label units at every location) or slot (painted into the image)
+    negatives: str = "all"  # wrong labels: all of them, or one per image: uniform, hard, sampled
+    neutral: bool = True  # hand on activities without any label (--no-neutral: pairs of rows that keep their label)
+    loss: str = "margin"  # of a pair: margin or threshold (with --negatives all: softmax cross-entropy)
+    beta: float = 1024.0  # sharpness: FF's losses multiply goodness by it
+    threshold: float = 2.0  # theta of the threshold loss, the goodness that separates right from wrong
+    batch_size: int = 64  # images per step
+    lr: float = 0.003  # Adam's learning rate for FF
+    bp_lr: float = 0.001  # the same for BP
+    schedule: str = "linear"  # the learning rate over the run: linear or cosine to 0, or constant
+    weight_decay: float = 0.0  # AdamW's, of FF and BP
+    flip: bool = True  # mirror training images at random
+    shift: int = 2  # move training images at random by up to so many pixels
+    train_subset: int = 0  # training images, drawn by the seed (0: all that are not held out)
     validation: int = 5000  # training images held out (0: train on all of them, no validation accuracy)
     eval_subset: int = 1000  # images behind each point of the curves, and of the test without --full-test
     slot_rows: int = 3  # rows of the label slot
-    skip_first: bool = True  # the first layer, which sees the label's pixels, has no vote
+    skip_first: bool = False  # the first layer has no vote
     bp_baseline: bool = True  # train the backpropagation twin as well
     full_test: bool = True  # test on the whole test set, not on its first eval-subset images
     snapshot_every: int = 1  # epochs between the snapshots that figures and the GIF are drawn from (0: none)
 
 
-def ff_step(layers, opts, images, labels, negatives, cfg, n_classes):
+CHOICES = {
+    "label": ("map", "slot"),
+    "negatives": ("all", "uniform", "hard", "sampled"),
+    "loss": ("margin", "threshold"),
+    "schedule": tuple(SCHEDULES),
+}
+PRESETS = {
+    "quick": {"n_epochs": 4, "channels": 8, "train_subset": 20000},
+    "write-up": {"label": "slot", "negatives": "uniform", "neutral": False, "loss": "threshold", "beta": 1.0}
+    | {"n_epochs": 10, "channels": 8, "train_subset": 10000, "lr": 0.01, "bp_lr": 0.01, "schedule": "constant"}
+    | {"flip": False, "shift": 0, "skip_first": True},
+}
+
+
+def ff_step(layers, opts, images, labels, cfg, rng):
     """One Forward-Forward step of all layers. images (B, H, W, C) -> per layer: loss, mean g+, mean g-."""
+    h, log = images, []
+    for layer, opt in zip(layers, opts, strict=True):
+        a, cache = layer.image_part(h)  # (B, H, W, C), whatever the label
+        g = layer.goodness(a)  # (B, K), goodness of this layer alone
+        loss, dg, g_neg = compare(g, labels, cfg, rng)
+        opt.step(layer.backward_goodness(dg, a, cache))  # nothing leaves this layer
+        h = normalise(relu(a))  # no label, and no goodness, for the next layer to read
+        log.append((loss, g[np.arange(len(g)), labels].mean(), g_neg))
+    return np.array(log)  # (n_layers, 3)
+
+
+def compare(g, labels, cfg, rng):
+    """Goodness of every label (B, K), right labels (B,) -> loss, dL/dg (B, K), mean goodness of the wrong ones."""
+    B, K = g.shape
+    rows = np.arange(B)
+    if cfg.negatives == "all":
+        loss, dg = label_loss(g, labels, cfg.beta)
+        return loss, dg, (g.sum() - g[rows, labels].sum()) / (B * (K - 1))
+    wrong = pick(g, labels, cfg, rng)
+    loss, d = pair_loss(np.concatenate([g[rows, labels], g[rows, wrong]]), cfg)
+    dg = np.zeros_like(g)
+    dg[rows, labels], dg[rows, wrong] = d[:B], d[B:]
+    return loss, dg, g[rows, wrong].mean()
+
+
+def pick(g, labels, cfg, rng):
+    """One wrong label per image, from the goodness of every label g (B, K) -> (B,)."""
+    if cfg.negatives == "hard":
+        return hardest_labels(g, labels)
+    if cfg.negatives == "sampled":
+        return sampled_labels(cfg.beta * g, labels, rng)
+    return wrong_labels(labels, g.shape[1], rng)
+
+
+def pair_loss(g, cfg):
+    """Goodness (2B,) of B right rows, then of the same images' wrong ones -> loss, dL/dg (2B,)."""
+    B = len(g) // 2
+    if cfg.loss == "margin":
+        loss, d_pos, d_neg = margin_loss(g[:B], g[B:], cfg.beta)
+        return loss, np.concatenate([d_pos, d_neg])
+    return threshold_loss(g, np.repeat(np.float32([1, -1]), B), cfg.threshold, cfg.beta)
+
+
+def ff_step_pairs(layers, opts, images, labels, cfg, rng, n_classes):
+    """The same with rows that keep their label: B images with the right one, then the same B with a wrong one."""
     B = len(images)
-    x = np.concatenate([images, images])  # (2B, H, W, C)
-    write_slot(x, np.concatenate([labels, negatives]), cfg.slot_rows, n_classes)
-    t = np.repeat(np.float32([1, -1]), B)
-    slot = (0, cfg.slot_rows, 0, n_classes)
-    h, log = x, []
-    for layer, opt in zip([SharedPair(layers[0], slot), *layers[1:]], opts, strict=True):
-        y, cache = layer.forward(h)
-        loss, g, dy = ff_loss(y, t, cfg.threshold)  # goodness of this layer alone
-        _, grads = layer.backward(dy, cache, need_dx=False)  # nothing leaves this layer
+    if cfg.negatives == "uniform":
+        wrong = wrong_labels(labels, n_classes, rng)
+    else:  # the voters' goodness of every label: what prediction would compare
+        wrong = pick(votes(ff_goodness(layers, images, cfg, n_classes), cfg), labels, cfg, rng)
+    both = np.concatenate([labels, wrong])  # (2B,)
+    h = images
+    if cfg.label == "slot":
+        h = write_slot(np.concatenate([images, images]), both, cfg.slot_rows, n_classes)  # (2B, H, W, C)
+        layers = [SharedPair(layers[0], (0, cfg.slot_rows, 0, n_classes)), *layers[1:]]
+    log = []
+    for layer, opt in zip(layers, opts, strict=True):
+        y, cache = layer.forward(h) if cfg.label == "slot" else layer.forward(h, both)  # (2B, H, W, C)
+        g, squares = MeanSquare().forward(y)
+        loss, dg = pair_loss(g, cfg)
+        _, grads = layer.backward(MeanSquare().backward(dg, squares), cache, need_dx=False)
         opt.step(grads)
-        h = normalise(y, g)  # hides this layer's goodness from the next
+        h = normalise(y, g)
         log.append((loss, g[:B].mean(), g[B:].mean()))
     return np.array(log)  # (n_layers, 3)
 
@@ -99,14 +177,47 @@ def bp_step(layers, opts, images, labels):
 
 def ff_goodness(layers, images, cfg, n_classes):
     """Goodness of every candidate label: centred float images (N, H, W, C) -> (n_layers, N, n_classes)."""
-    g = [goodness_of_labels(layers, images[rows], cfg.slot_rows, n_classes) for rows in in_batches(len(images), 128)]
+    g = []
+    for rows in in_batches(len(images), 128):
+        if cfg.label == "slot":
+            g.append(goodness_of_labels(layers, images[rows], cfg.slot_rows, n_classes))
+        elif cfg.neutral:
+            g.append(ff_goodness_neutral(layers, images[rows]))
+        else:
+            g.append(ff_goodness_rows(layers, images[rows], n_classes))
     return np.concatenate(g, axis=1)
+
+
+def ff_goodness_neutral(layers, images):
+    """One pass for all labels: no activity that is handed on depends on a label. (B, H, W, C) -> (n_layers, B, K)."""
+    h, g = images, []
+    for layer in layers:
+        a, _ = layer.image_part(h, train=False)
+        g.append(layer.goodness(a))
+        h = normalise(relu(a))
+    return np.stack(g)
+
+
+def ff_goodness_rows(layers, images, n_classes):
+    """Ten rows per image, one per label, of which the first layer shares the image part."""
+    B, labels = len(images), np.repeat(np.arange(n_classes), len(images))  # (K*B,)
+    a, _ = layers[0].image_part(images, train=False)
+    g = [layers[0].goodness(a)]  # (B, K)
+    y = layers[0].with_labels(a, labels)  # (K*B, H, W, C)
+    for layer in layers[1:]:
+        y, _ = layer.forward(normalise(y, g[-1].T.ravel()), labels, train=False)
+        g.append(MeanSquare().forward(y)[0].reshape(n_classes, B).T)
+    return np.stack(g)
+
+
+def votes(g, cfg):
+    """Goodness (n_layers, N, n_classes) -> its sum over the layers that vote (N, n_classes)."""
+    return (g[1:] if cfg.skip_first and len(g) > 1 else g).sum(axis=0)
 
 
 def ff_vote(g, cfg):
     """Goodness (n_layers, N, n_classes) -> predicted labels (N,)."""
-    voters = g[1:] if cfg.skip_first and len(g) > 1 else g
-    return voters.sum(axis=0).argmax(axis=1)
+    return votes(g, cfg).argmax(axis=1)
 
 
 def bp_predict(layers, images):
@@ -120,12 +231,16 @@ def bp_predict(layers, images):
     return np.concatenate(predicted)
 
 
-def build(cfg, shape, rng):
-    """The stack of locally connected layers for images of `shape` (H, W, C)."""
+def build(cfg, shape, n_classes, rng, label_units):
+    """The stack of locally connected layers for images of `shape` (H, W, C), with or without label units."""
     fields = [int(n) for n in cfg.rf.split(",")]
     layers = []
     for i in range(cfg.n_layers):
-        layers.append(LocallyConnected2d(shape, cfg.channels, fields[min(i, len(fields) - 1)], rng))
+        rf = fields[min(i, len(fields) - 1)]
+        if label_units:
+            layers.append(LabelMap(shape, cfg.channels, rf, n_classes, rng))
+        else:
+            layers.append(LocallyConnected2d(shape, cfg.channels, rf, rng))
         shape = layers[-1].out_shape
     return layers
 
@@ -135,7 +250,7 @@ class Split:
 
     def __init__(self, ds, cfg):
         n = len(ds.x_train) - cfg.validation  # the last `validation` images of the canonical order are held out
-        drawn = np.random.default_rng([cfg.seed, 2]).permutation(n)[: cfg.train_subset]
+        drawn = np.random.default_rng([cfg.seed, 2]).permutation(n)[: cfg.train_subset or n]
         self.train = ds.x_train[drawn], ds.y_train[drawn].astype(np.int64)
         self.val = ds.x_train[n:][: cfg.eval_subset], ds.y_train[n:][: cfg.eval_subset]
         n_test = len(ds.x_test) if cfg.full_test else cfg.eval_subset
@@ -149,6 +264,15 @@ class Split:
         x -= np.broadcast_to(self.mean, x.shape[1:]).copy()  # a whole image: three numbers at a time would be slow
         return x
 
+    def batch(self, rows, cfg, rng):
+        """Training images of these rows, changed at random as cfg says -> float32 (B, H, W, C), labels (B,)."""
+        x = self.floats(self.train[0][rows])
+        if cfg.flip:
+            x = augment.flip(x, rng)
+        if cfg.shift:
+            x = augment.shift(x, cfg.shift, rng)
+        return x, self.train[1][rows]
+
 
 def check(cfg, ds):
     """Say in one line what cannot work, before anything is computed."""
@@ -156,9 +280,9 @@ def check(cfg, ds):
     rules = [
         (min(cfg.n_epochs, cfg.n_layers, cfg.channels, cfg.batch_size) < 1,
          "--n-epochs, --n-layers, --channels and --batch-size must be at least 1"),
-        (min(cfg.train_subset, cfg.eval_subset, cfg.slot_rows) < 1,
-         "--train-subset, --eval-subset and --slot-rows must be at least 1"),
-        (cfg.snapshot_every < 0, f"--snapshot-every {cfg.snapshot_every}: 0 or more"),
+        (min(cfg.eval_subset, cfg.slot_rows) < 1, "--eval-subset and --slot-rows must be at least 1"),
+        (min(cfg.snapshot_every, cfg.shift, cfg.train_subset) < 0,
+         "--snapshot-every, --shift and --train-subset: 0 or more"),
         (not 0 <= cfg.validation < n, f"--validation {cfg.validation}: {ds.name} has {n} training images"),
         (cfg.train_subset > n - cfg.validation,
          f"--train-subset {cfg.train_subset}: {ds.name} has {n} training images, {cfg.validation} of them held out"),
@@ -166,41 +290,51 @@ def check(cfg, ds):
          f"--eval-subset {cfg.eval_subset} is larger than --validation {cfg.validation}"),
         (cfg.eval_subset > len(ds.x_test),
          f"--eval-subset {cfg.eval_subset}: {ds.name} has {len(ds.x_test)} test images"),
-        (not 0 < cfg.lr < np.inf or not np.isfinite(cfg.threshold),
-         f"--lr {cfg.lr} or --threshold {cfg.threshold} is no usable number"),
+        (not all(0 < rate < np.inf for rate in (cfg.lr, cfg.bp_lr, cfg.beta)),
+         "--lr, --bp-lr and --beta must be positive numbers"),
+        (not 0 <= cfg.weight_decay < np.inf or not np.isfinite(cfg.threshold),
+         f"--weight-decay {cfg.weight_decay} or --threshold {cfg.threshold} is no usable number"),
         (not all(part.isdigit() for part in cfg.rf.split(",")), f"--rf {cfg.rf}: give sides like 11,5"),
+        (cfg.label == "slot" and (cfg.negatives == "all" or cfg.neutral),
+         "--label slot: a painted label is in all that is handed on, so add --no-neutral --negatives uniform"),
+        (cfg.negatives == "all" and not cfg.neutral, "--no-neutral is for pairs: add --negatives uniform"),
     ]  # fmt: skip
     for wrong, message in rules:
         if wrong:
             raise cli.UsageError(message)
     try:
-        build(cfg, ds.x_train.shape[1:], np.random.default_rng(0))
-        write_slot(np.zeros((1, *ds.x_train.shape[1:])), np.zeros(1, int), cfg.slot_rows, len(ds.class_names))
+        shape, n_classes = ds.x_train.shape[1:], len(ds.class_names)
+        build(cfg, shape, n_classes, np.random.default_rng(0), label_units=False)
+        if cfg.label == "slot":
+            write_slot(np.zeros((1, *shape)), np.zeros(1, int), cfg.slot_rows, n_classes)
     except ValueError as error:
         raise cli.UsageError(str(error)) from None
 
 
 def train_epoch(ff, bp, split, rngs, cfg, n_classes, epoch):
     """One pass of FF over the training images, then one of BP -> two dicts of means over the epoch."""
-    images, labels = split.train
-    n = len(images)
+    n = len(split.train[0])
+    batches = in_batches(n, cfg.batch_size)
+
+    def steps(name, opts, lr):  # random batches, each under its learning rate
+        order = rngs[name].permutation(n)
+        bar = cli.progress(batches, f"{name.upper()} {epoch}/{cfg.n_epochs}")
+        for i, rows in enumerate(bar, start=(epoch - 1) * len(batches)):
+            for opt in opts:
+                opt.lr = lr * SCHEDULES[cfg.schedule](i, cfg.n_epochs * len(batches))
+            yield split.batch(order[rows], cfg, rngs[name])
+
     start = time.perf_counter()
-    order = rngs["ff"].permutation(n)
-    log = []
-    for rows in cli.progress(in_batches(n, cfg.batch_size), f"FF {epoch}/{cfg.n_epochs}"):
-        batch = order[rows]
-        wrong = wrong_labels(labels[batch], n_classes, rngs["ff"])
-        log.append(ff_step(*ff, split.floats(images[batch]), labels[batch], wrong, cfg, n_classes))
+    if cfg.neutral:
+        log = [ff_step(*ff, *batch, cfg, rngs["ff"]) for batch in steps("ff", ff[1], cfg.lr)]
+    else:
+        log = [ff_step_pairs(*ff, *batch, cfg, rngs["ff"], n_classes) for batch in steps("ff", ff[1], cfg.lr)]
     loss, g_pos, g_neg = np.mean(log, axis=0).T
     ff_log = {"loss": loss, "g_pos": g_pos, "g_neg": g_neg, "seconds": time.perf_counter() - start}
     if bp is None:
         return ff_log, None
     start = time.perf_counter()
-    order = rngs["bp"].permutation(n)
-    losses = []
-    for rows in cli.progress(in_batches(n, cfg.batch_size), f"BP {epoch}/{cfg.n_epochs}"):
-        batch = order[rows]
-        losses.append(bp_step(*bp, split.floats(images[batch]), labels[batch]))
+    losses = [bp_step(*bp, *batch) for batch in steps("bp", bp[1], cfg.bp_lr)]
     return ff_log, {"loss": np.mean(losses), "seconds": time.perf_counter() - start}
 
 
@@ -222,7 +356,7 @@ def evaluate(ff, bp, split, cfg, n_classes):
     return scores, g_train, y
 
 
-def test(ff, bp, split, cfg, n_classes):
+def test(folder, ff, bp, split, cfg, n_classes):
     """The one look at the test set -> the record's last line."""
     x, y = split.floats(split.test[0]), split.test[1]
     start = time.perf_counter()
@@ -235,6 +369,8 @@ def test(ff, bp, split, cfg, n_classes):
     for name, p in predicted.items():
         final[name] = {"test_acc": accuracy(p, y), "per_class": per_class_accuracy(p, y, n_classes)}
     final["ff"] |= {"layer_acc": [accuracy(layer.argmax(axis=1), y) for layer in g], "test_seconds": seconds}
+    if cfg.neutral and cfg.snapshot_every:
+        where(folder, ff[0], split, x, predicted["ff"])
     if bp:
         final["rank_correlation"] = rank_correlation(final["ff"]["per_class"], final["bp"]["per_class"])
     return final
@@ -248,6 +384,22 @@ def snapshot(folder, epoch, ff, g, labels):
     arrays = {"filters": W[places[:, 0], places[:, 1]], "places": places, "goodness": g, "labels": labels}
     (folder / "snapshots").mkdir(exist_ok=True)
     record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", arrays, {"epoch": epoch})
+
+
+def where(folder, layers, split, x, predicted):
+    """Goodness of every label at every location, for the first six test images told right and the first six wrong."""
+    images, labels = split.test
+    right, wrong = np.flatnonzero(predicted == labels)[:6], np.flatnonzero(predicted != labels)[:6]
+    some = np.concatenate([right, wrong])
+    arrays = {"images": images[some], "labels": labels[some], "predicted": predicted[some]}
+    h = x[some]
+    for i, layer in enumerate(layers):
+        a, _ = layer.image_part(h, train=False)
+        arrays[f"goodness{i}"] = layer.goodness_map(a)  # (N, H, W, K)
+        h = normalise(relu(a))
+    record.save_arrays(
+        folder / "snapshots" / "where.npz", arrays, {"rf": [layer.params["W"].shape[2] for layer in layers]}
+    )
 
 
 def checkpoint(folder, epoch, ff, bp, rngs):
@@ -308,14 +460,14 @@ def run(cfg, options, threads):
     n_classes = len(ds.class_names)
     split = Split(ds, cfg)
     shape = ds.x_train.shape[1:]
-    layers = build(cfg, shape, np.random.default_rng([cfg.seed, 0]))
-    ff = layers, [Adam(layer.params, cfg.lr) for layer in layers]
+    layers = build(cfg, shape, n_classes, np.random.default_rng([cfg.seed, 0]), label_units=cfg.label == "map")
+    ff = layers, [Adam(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in layers]
     bp = None
     if cfg.bp_baseline:
         rng = np.random.default_rng([cfg.seed, 1])
-        stack = build(cfg, shape, rng)
+        stack = build(cfg, shape, n_classes, rng, label_units=False)
         stack += [Flatten(), Dense(int(np.prod(stack[-1].out_shape)), n_classes, rng, relu=False)]
-        bp = stack, [Adam(layer.params, cfg.lr) for layer in stack]
+        bp = stack, [Adam(layer.params, cfg.bp_lr, decay=cfg.weight_decay) for layer in stack]
     rngs = {"ff": np.random.default_rng([cfg.seed, 3]), "bp": np.random.default_rng([cfg.seed, 4])}
     machine, done = record.machine(threads), 0
 
@@ -338,7 +490,7 @@ def run(cfg, options, threads):
     else:
         folder = record.new_run(options.out or ROOT / "runs" / "ff_cifar_lc", cfg.seed)
         dataset = {"name": ds.name, "sha256": ds.sha256, "train": len(split.train[0]), "note": ds.note}
-        dataset["class_names"] = list(ds.class_names)
+        dataset |= {"class_names": list(ds.class_names), "mean": split.mean}
         first = {"command": record.command(), "config": asdict(cfg), "dataset": dataset, "machine": machine}
         record.append(folder, first | {"commit": record.commit()})
         start_run(folder, ff, bp, rngs, split, cfg, ds)
@@ -368,7 +520,7 @@ def run(cfg, options, threads):
         left = (time.perf_counter() - begin) / (epoch - done) * (cfg.n_epochs - epoch)
         progress_line(epoch, cfg, ff_log, bp_log, len(split.train[0]), left)
 
-    final = test(ff, bp, split, cfg, n_classes) | {"seconds": time.perf_counter() - begin}
+    final = test(folder, ff, bp, split, cfg, n_classes) | {"seconds": time.perf_counter() - begin}
     record.append(folder, {"final": final})
     if options.save:
         arrays = {f"ff/{i}/{k}": p for i, layer in enumerate(ff[0]) for k, p in layer.params.items()}
@@ -390,7 +542,7 @@ def report(final, ds):
 
 
 def main():
-    cfg, options = cli.parse(Config, __doc__)
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS)
     if options.resume and not options.threads:  # as many as before: BLAS rounds differently on another number
         options.threads = min(record.read(options.resume)[0]["machine"]["threads"], os.cpu_count())
     threads = cli.set_threads(options.threads)

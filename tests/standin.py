@@ -7,8 +7,8 @@ functions only. Code that runs on these arrays takes every function from the arr
 import numpy as np
 
 FUNCTIONS = (
-    "abs arange concatenate einsum empty exp full log log1p matmul maximum mean pad repeat sqrt stack sum where zeros "
-    "zeros_like"
+    "abs arange concatenate einsum empty exp eye full log log1p matmul maximum mean pad repeat sqrt stack sum where "
+    "zeros zeros_like"
 ).split()
 float32, float64, int64 = np.float32, np.float64, np.int64
 

@@ -6,7 +6,9 @@ import standin
 
 from common import optim
 from common.arrays import kernels, namespace
-from common.goodness import MeanSquare, SumSquare, ff_loss, normalise, softmax_cross_entropy
+from common.functions import relu
+from common.goodness import MeanSquare, SumSquare, ff_loss, label_loss, margin_loss, normalise, softmax_cross_entropy
+from common.label_map import LabelMap
 from common.label_sharing import SharedPair, goodness_of_labels
 from common.labels import write_slot
 from common.layers import Dense, Flatten
@@ -73,6 +75,26 @@ def test_forward_forward_step():
     assert np.allclose(normalise(y), normalise(z).data)
     for kind in (SumSquare, MeanSquare):
         assert np.allclose(kind().forward(y)[0], kind().forward(z)[0].data)
+
+
+def test_all_labels_step():
+    layer, twin = (LabelMap((12, 12, 3), 4, 5, 10, np.random.default_rng(5), dtype=np.float64) for _ in range(2))
+    moved(twin)
+    twin.layer.params = {k: twin.params[k] for k in ("W", "b")}
+    images, labels = rng.standard_normal((6, 12, 12, 3)), np.array([1, 2, 3, 4, 5, 6])
+    x, y = standin.asarray(images), standin.asarray(labels)
+    (a, cache), (z, twin_cache) = layer.image_part(images), twin.image_part(x)
+    g, twin_g = layer.goodness(a), twin.goodness(z)
+    (loss, dg), (twin_loss, twin_dg) = label_loss(g, labels, 3.0), label_loss(twin_g, y, 3.0)
+    assert np.isclose(loss, float(twin_loss)) and np.allclose(normalise(relu(a)), normalise(relu(z)).data)
+    margins = margin_loss(g[:, 0], g[:, 1], 3.0), margin_loss(twin_g[:, 0], twin_g[:, 1], 3.0)
+    assert np.allclose(margins[0][1], margins[1][1].data)
+    grads, twin_grads = layer.backward_goodness(dg, a, cache), twin.backward_goodness(twin_dg, z, twin_cache)
+    assert all(np.allclose(grads[k], twin_grads[k].data) for k in layer.params)
+    both = np.concatenate([labels, labels - 1])
+    (a, cache), (z, twin_cache) = layer.forward(images, both), twin.forward(x, standin.asarray(both))
+    (_, grads), (_, twin_grads) = layer.backward(a, cache), twin.backward(z, twin_cache)
+    assert np.allclose(a, z.data) and all(np.allclose(grads[k], twin_grads[k].data) for k in layer.params)
 
 
 def test_backpropagation_step():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from common import functions, goodness
+from common.label_map import LabelMap
 from common.layers import Dense, Flatten, ReLU, RMSNorm
 from common.local2d import LocallyConnected2d
 
@@ -71,6 +72,83 @@ def test_ff_loss(kind):
     by_hand = np.mean([np.log1p(np.exp(-s * (a - 1.5))) for s, a in zip(t, kind().forward(y)[0], strict=True)])
     assert np.isclose(loss, by_hand) and np.allclose(g, kind().forward(y)[0])
     gradcheck.check(lambda: goodness.ff_loss(y, t, 1.5, kind)[0], {"y": y}, {"y": dy})
+
+
+@pytest.mark.parametrize("beta", [1.0, 7.0])
+def test_losses_of_goodness(beta):
+    g, labels = rng.standard_normal((6, 4)) / beta, np.array([0, 3, 1, 1, 2, 0])
+    t, pos, neg = np.repeat([1.0, -1.0], 3), g[:, 0].copy(), g[:, 1].copy()
+    loss, d = goodness.threshold_loss(pos, t, 0.1, beta)
+    assert np.isclose(loss, np.mean(np.log1p(np.exp(-t * beta * (pos - 0.1)))))
+    gradcheck.check(lambda: goodness.threshold_loss(pos, t, 0.1, beta)[0], {"g": pos}, {"g": d})
+    loss, d_pos, d_neg = goodness.margin_loss(pos, neg, beta)
+    assert np.isclose(loss, np.mean(np.log1p(np.exp(-beta * (pos - neg)))))
+    both = {"pos": pos, "neg": neg}
+    gradcheck.check(lambda: goodness.margin_loss(pos, neg, beta)[0], both, {"pos": d_pos, "neg": d_neg})
+    loss, dg = goodness.label_loss(g, labels, beta)
+    assert np.isclose(loss, -np.mean(np.log(functions.softmax(beta * g)[np.arange(6), labels])))
+    gradcheck.check(lambda: goodness.label_loss(g, labels, beta)[0], {"g": g}, {"g": dg})
+
+
+def label_map():
+    layer = LabelMap((7, 6, 2), 3, 3, 4, rng, dtype=F64)
+    layer.params["b"] += 0.1 * rng.standard_normal(layer.out_shape)
+    return layer
+
+
+def test_label_map_all_labels():
+    """The whole objective of --negatives all: one image part, ten labels, one loss over their goodness."""
+    layer, x, labels = label_map(), rng.standard_normal((5, 7, 6, 2)), np.array([0, 3, 1, 1, 2])
+
+    def objective():
+        a, cache = layer.image_part(x)
+        g = layer.goodness(a)
+        return *goodness.label_loss(g, labels, 5.0), g, a, cache
+
+    _, dg, g, a, cache = objective()
+    for k in range(4):  # goodness by its definition
+        y = np.maximum(a + layer.params["U"][:, :, k], 0)
+        assert np.allclose(g[:, k], [np.mean(row**2) for row in y])
+    grads = layer.backward_goodness(dg, a, cache)
+    assert set(grads) == set(layer.params)
+    gradcheck.check(lambda: objective()[0], layer.params, grads)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_label_map_rows(n):
+    layer, x, labels = label_map(), rng.standard_normal((5, 7, 6, 2)), rng.integers(0, 4, 5 * n)
+    y, cache = layer.forward(x, labels)
+    a, _ = layer.image_part(x)
+    for r, label in enumerate(labels):
+        assert np.allclose(y[r], np.maximum(a[r % 5] + layer.params["U"][:, :, label], 0))
+    weights = rng.standard_normal(y.shape)
+    none, grads = layer.backward(weights, cache)
+    assert none is None and set(grads) == set(layer.params)
+    gradcheck.check(lambda: np.sum(weights * layer.forward(x, labels)[0]), layer.params, grads)
+    with pytest.raises(ValueError, match="no input gradient"):
+        layer.backward(weights, cache, need_dx=True)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(F64, 1e-12), (np.float32, 1e-5)])
+def test_label_map_torch_parity(dtype, tolerance):
+    """float32 takes the kernels, float64 the reference; torch differentiates ten separate passes."""
+    torch = pytest.importorskip("torch")
+    layer, x, labels = label_map(), rng.standard_normal((6, 7, 6, 2)).astype(dtype), np.array([0, 3, 1, 1, 2, 0])
+    for k, p in layer.params.items():
+        layer.params[k] = layer.layer.params[k] = p.astype(dtype)
+    del layer.layer.params["U"]
+    a, cache = layer.image_part(x)
+    g = layer.goodness(a)
+    loss, dg = goodness.label_loss(g, labels, 5.0)
+    grads = layer.backward_goodness(dg, a, cache)
+    ta, params = torch_lc(torch, layer.layer, torch.tensor(x))
+    U = torch.tensor(layer.params["U"], requires_grad=True)
+    tg = torch.stack([(ta + U[:, :, k]).relu().square().mean(dim=(1, 2, 3)) for k in range(4)], dim=1)
+    tloss = torch.nn.functional.cross_entropy(5.0 * tg, torch.tensor(labels))
+    tloss.backward()
+    assert np.isclose(loss, tloss.item(), rtol=10 * tolerance)
+    for k, p in (params | {"U": U}).items():
+        assert np.linalg.norm(grads[k] - p.grad.numpy()) <= tolerance * np.linalg.norm(p.grad.numpy())
 
 
 def test_softmax_cross_entropy():

@@ -6,6 +6,7 @@ import pytest
 
 from common import kernels_cpu, optim
 from common.goodness import MeanSquare, normalise
+from common.label_map import LabelMap
 from common.label_sharing import SharedPair, goodness_of_labels, window_seeing
 from common.labels import write_slot, wrong_labels
 from common.local2d import LocallyConnected2d
@@ -93,7 +94,14 @@ def test_same_bits_on_one_and_two_threads():
         opt = optim.Adam(layer.params, 0.01)
         opt.step(grads)
         g = goodness_of_labels([layer, second], x, 3, 10)
-        return [y, dx, *grads.values(), *layer.params.values(), *opt.state.values(), g]
+        labelled = LabelMap((12, 12, 3), 8, 5, 10, np.random.default_rng(1))
+        a, cache = labelled.image_part(x)
+        all_labels = labelled.goodness(a)
+        grads_all = labelled.backward_goodness(all_labels, a, cache)
+        rows, cache = labelled.forward(x, np.arange(128) % 10)
+        _, grads_rows = labelled.backward(rows, cache)
+        ours = [all_labels, rows, *grads_all.values(), *grads_rows.values()]
+        return [y, dx, *grads.values(), *layer.params.values(), *opt.state.values(), g, *ours]
 
     second = LocallyConnected2d(fast.out_shape, 4, 3, np.random.default_rng(0))
     try:
@@ -161,6 +169,36 @@ def test_ten_labels_at_once(n_layers, stride, padding):
         h = normalise(y)
 
 
+@pytest.mark.parametrize("B, O, K", [(64, 16, 10), (37, 3, 10), (5, 8, 2), (1, 1, 100)])
+def test_label_map(B, O, K):
+    fast = LabelMap((9, 8, 3), O, 4, K, rng)
+    exact = LabelMap((9, 8, 3), O, 4, K, rng, dtype=np.float64)
+    for k, p in fast.params.items():
+        exact.params[k][...] = p
+    x, labels = rng.standard_normal((B, 9, 8, 3)).astype(np.float32), rng.integers(0, K, 2 * B)
+    a, cache = fast.image_part(x)
+    a64, cache64 = exact.image_part(np.float64(x))
+    g, g64 = fast.goodness(a), exact.goodness(a64)
+    assert g.dtype == np.float32 and np.abs(g / g64 - 1).max() < 1e-5
+    for label in {0, K - 1}:  # what all labels share is exact: the same as one pass under one label
+        y, _ = fast.forward(x, np.full(B, label))
+        assert np.abs(g[:, label] / MeanSquare().forward(y)[0] - 1).max() < 1e-5
+    near(fast.goodness_map(a), exact.goodness_map(a64))
+    assert np.allclose(g64, np.stack([MeanSquare().forward(exact._under(a64, k))[0] for k in range(K)], axis=1))
+    dg = rng.standard_normal(g.shape).astype(np.float32)
+    ours, reference = fast.backward_goodness(dg, a, cache), exact.backward_goodness(np.float64(dg), a64, cache64)
+    y, cache = fast.forward(x, labels)
+    y64, cache64 = exact.forward(np.float64(x), labels)
+    near(y, y64)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    dy[(y > 0) != (y64 > 0)] = 0  # an input within rounding of the ReLU's kink
+    _, rows = fast.backward(dy, cache)
+    _, rows64 = exact.backward(np.float64(dy), cache64)
+    for k in fast.params:
+        near(ours[k], reference[k])
+        near(rows[k], rows64[k])
+
+
 @pytest.mark.parametrize("make", [lambda p: optim.Adam(p, 0.01), lambda p: optim.Adam(p, 0.01, decay=0.1),
                                   lambda p: optim.SGD(p, 0.1), lambda p: optim.SGD(p, 0.1, 0.5, 0.01)])  # fmt: skip
 def test_optimisers_in_one_pass(make):
@@ -203,3 +241,5 @@ def test_schedules():
     factors = [optim.cosine(t, 10, warmup=2) for t in range(11)]
     assert factors[:3] == [0.5, 1.0, 1.0] and np.isclose(factors[6], 0.5) and np.isclose(factors[10], 0)
     assert [optim.linear(t, 4) for t in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+    assert {name: f(0, 4) for name, f in optim.SCHEDULES.items()} == {"linear": 1, "cosine": 1, "constant": 1}
+    assert optim.constant(4, 4) == 1

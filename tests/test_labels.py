@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.labels import OFF, ON, write_slot, wrong_labels
+from common.labels import OFF, ON, hardest_labels, sampled_labels, write_slot, wrong_labels
 
 
 def test_slot():
@@ -31,3 +31,20 @@ def test_negatives_are_wrong_and_uniform(K):
     counts = np.bincount((wrong - labels) % K, minlength=K)[1:]
     expected = len(labels) / (K - 1)
     assert np.all(np.abs(counts - expected) < 6 * np.sqrt(expected))  # six standard deviations of a count
+
+
+def test_hardest_is_the_best_wrong_label():
+    g = np.array([[5, 9, 3], [9, 1, 2], [0, 0, -4]], np.float32)
+    assert hardest_labels(g, np.array([1, 0, 0])).tolist() == [0, 2, 1]
+    assert g[0, 1] == 9  # the caller's goodness is as it was
+
+
+def test_sampled_follow_the_softmax_without_the_true_label():
+    rng = np.random.default_rng(0)
+    logits, n = np.array([0.0, 1.0, 3.0, -1.0]), 40_000
+    drawn = sampled_labels(np.tile(logits, (n, 1)), np.full(n, 2), rng)
+    p = np.exp(logits)
+    p[2] = 0
+    expected = n * p / p.sum()
+    counts = np.bincount(drawn, minlength=4)
+    assert counts[2] == 0 and np.all(np.abs(counts - expected) < 6 * np.sqrt(np.maximum(expected, 1e-9)))

@@ -167,10 +167,7 @@ def main():
     peer = torch_network(copy.deepcopy(ours[0]), cfg, threads)
 
     def take_step(network, cfg, x, y, rng):
-        if cfg.neutral:
-            train.ff_step(*network, x, y, cfg, rng)
-        else:
-            train.ff_step_pairs(*network, x, y, cfg, rng, 10)
+        (train.ff_step if cfg.neutral else train.ff_step_pairs)(*network, x, y, cfg, rng, 10)
 
     def our_step(x, y, rng):
         take_step(ours, cfg, x, y, rng)

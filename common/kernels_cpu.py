@@ -499,20 +499,22 @@ def label_goodness(a, u, g):
 
 @njit(parallel=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 def label_error(a, u, c, da, du):
-    """d = c[k, i] ReLU(a[oy, ox, o, i] + u[oy, ox, k, o]), summed over k into da, over i into du.
+    """d = c[place, k, i] ReLU(a[oy, ox, o, i] + u[oy, ox, k, o]), summed over k into da, over i into du.
 
-    a and da (OH, OW, O, B), u and du (OH, OW, K, O), c (K, B). fastmath: the sum over i may use whole registers.
+    a and da (OH, OW, O, B), u and du (OH, OW, K, O), c (OH*OW, K, B), or (1, K, B) for the same c everywhere.
+    fastmath: the sum over i may use whole registers.
     """
     OH, OW, O, B = a.shape
     for oy in prange(OH):
         for ox in range(OW):
+            place = (oy * OW + ox) % len(c)
             for o in range(O):
                 for i in range(B):
                     da[oy, ox, o, i] = 0
                 for k in range(u.shape[2]):
                     total = np.float32(0)
                     for i in range(B):
-                        d = c[k, i] * max(a[oy, ox, o, i] + u[oy, ox, k, o], np.float32(0))
+                        d = c[place, k, i] * max(a[oy, ox, o, i] + u[oy, ox, k, o], np.float32(0))
                         da[oy, ox, o, i] += d
                         total += d
                     du[oy, ox, k, o] = total

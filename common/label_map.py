@@ -63,17 +63,22 @@ class LabelMap:
         return means.transpose(3, 0, 1, 2)
 
     def backward_goodness(self, dg, a, cache):
-        """dg (B, K) = dL/dg, a and cache from `image_part` -> grads {"W", "b", "U"}."""
+        """dg (B, K) = dL/dg, a and cache from `image_part` -> grads {"W", "b", "U"}.
+
+        For a loss on single locations: dg (B, OH, OW, K), its derivative by `goodness_map`.
+        """
         U = self.params["U"]
-        factor = 2 * dg / (a.size // len(a))  # (B, K)
+        units = a.size // len(a) if dg.ndim == 2 else a.shape[3]
+        factor = (2 / units) * dg.reshape(len(a), *((1, 1) if dg.ndim == 2 else dg.shape[1:3]), -1)
         if kernels(a) is None:
             xp = namespace(a)
-            d = xp.stack([factor[:, k, None, None, None] * self._under(a, k) for k in range(U.shape[2])])
+            d = xp.stack([factor[..., k, None] * self._under(a, k) for k in range(U.shape[2])])
             _, grads = self.layer.backward(d.sum(axis=0), cache)
             return grads | {"U": d.sum(axis=1).transpose(1, 2, 0, 3)}  # (K, OH, OW, O) -> (OH, OW, K, O)
         inner = batch_innermost(a)  # (OH, OW, O, B)
         da, dU = aligned(inner.shape), aligned(U.shape)
-        kernels(a).label_error(inner, U, np.ascontiguousarray(factor.T.astype(np.float32)), da, dU)
+        factor = batch_innermost(factor.astype(np.float32))
+        kernels(a).label_error(inner, U, factor.reshape(-1, *factor.shape[2:]), da, dU)
         _, grads = self.layer.backward(da.transpose(3, 0, 1, 2), cache)
         return grads | {"U": dU}
 

@@ -93,7 +93,7 @@ PRESETS = {
 }
 
 
-def ff_step(layers, opts, images, labels, cfg, rng):
+def ff_step(layers, opts, images, labels, cfg, rng, n_classes):
     """One Forward-Forward step of all layers. images (B, H, W, C) -> per layer: loss, mean g+, mean g-."""
     h, log = images, []
     for layer, opt in zip(layers, opts, strict=True):
@@ -311,8 +311,12 @@ def check(cfg, ds):
         raise cli.UsageError(str(error)) from None
 
 
-def train_epoch(ff, bp, split, rngs, cfg, n_classes, epoch):
-    """One pass of FF over the training images, then one of BP -> two dicts of means over the epoch."""
+def train_epoch(ff, bp, split, rngs, cfg, n_classes, epoch, step=None):
+    """One pass of FF over the training images, then one of BP -> two dicts of means over the epoch.
+
+    step: what to do with a batch in place of ff_step, or ff_step_pairs.
+    """
+    step = step or (ff_step if cfg.neutral else ff_step_pairs)
     n = len(split.train[0])
     batches = in_batches(n, cfg.batch_size)
 
@@ -325,10 +329,7 @@ def train_epoch(ff, bp, split, rngs, cfg, n_classes, epoch):
             yield split.batch(order[rows], cfg, rngs[name])
 
     start = time.perf_counter()
-    if cfg.neutral:
-        log = [ff_step(*ff, *batch, cfg, rngs["ff"]) for batch in steps("ff", ff[1], cfg.lr)]
-    else:
-        log = [ff_step_pairs(*ff, *batch, cfg, rngs["ff"], n_classes) for batch in steps("ff", ff[1], cfg.lr)]
+    log = [step(*ff, *batch, cfg, rngs["ff"], n_classes) for batch in steps("ff", ff[1], cfg.lr)]
     loss, g_pos, g_neg = np.mean(log, axis=0).T
     ff_log = {"loss": loss, "g_pos": g_pos, "g_neg": g_neg, "seconds": time.perf_counter() - start}
     if bp is None:

@@ -112,6 +112,12 @@ def test_label_map_all_labels():
     grads = layer.backward_goodness(dg, a, cache)
     assert set(grads) == set(layer.params)
     gradcheck.check(lambda: objective()[0], layer.params, grads)
+    weights = rng.standard_normal((5, *layer.out_shape[:2], 4))  # a loss on single locations
+    gradcheck.check(
+        lambda: np.sum(weights * layer.goodness_map(layer.image_part(x)[0])),
+        layer.params,
+        layer.backward_goodness(weights, a, cache),
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])

@@ -186,6 +186,8 @@ def test_label_map(B, O, K):
     near(fast.goodness_map(a), exact.goodness_map(a64))
     assert np.allclose(g64, np.stack([MeanSquare().forward(exact._under(a64, k))[0] for k in range(K)], axis=1))
     dg = rng.standard_normal(g.shape).astype(np.float32)
+    dmap = rng.standard_normal((B, *fast.out_shape[:2], K)).astype(np.float32)
+    mapped, mapped64 = fast.backward_goodness(dmap, a, cache), exact.backward_goodness(np.float64(dmap), a64, cache64)
     ours, reference = fast.backward_goodness(dg, a, cache), exact.backward_goodness(np.float64(dg), a64, cache64)
     y, cache = fast.forward(x, labels)
     y64, cache64 = exact.forward(np.float64(x), labels)
@@ -196,6 +198,7 @@ def test_label_map(B, O, K):
     _, rows64 = exact.backward(np.float64(dy), cache64)
     for k in fast.params:
         near(ours[k], reference[k])
+        near(mapped[k], mapped64[k])
         near(rows[k], rows64[k])
 
 

@@ -32,10 +32,8 @@ def ff_layers(cfg):
 
 def ff_step(layers, opts, cfg, n=32):
     """One step as the script takes it -> its log."""
-    rng = np.random.default_rng(7)
-    if cfg.neutral:
-        return train.ff_step(layers, opts, IMAGES[:n], LABELS[:n], cfg, rng)
-    return train.ff_step_pairs(layers, opts, IMAGES[:n], LABELS[:n], cfg, rng, 10)
+    step = train.ff_step if cfg.neutral else train.ff_step_pairs
+    return step(layers, opts, IMAGES[:n], LABELS[:n], cfg, np.random.default_rng(7), 10)
 
 
 def ff_weights(perturbed, cfg):

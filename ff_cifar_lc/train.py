@@ -245,6 +245,19 @@ def build(cfg, shape, n_classes, rng, label_units):
     return layers
 
 
+def networks(cfg, shape, n_classes):
+    """-> FF and its BP twin (or None), each as layers and optimisers, and the generator that each draws from."""
+    layers = build(cfg, shape, n_classes, np.random.default_rng([cfg.seed, 0]), label_units=cfg.label == "map")
+    ff = layers, [Adam(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in layers]
+    bp = None
+    if cfg.bp_baseline:
+        rng = np.random.default_rng([cfg.seed, 1])
+        stack = build(cfg, shape, n_classes, rng, label_units=False)
+        stack += [Flatten(), Dense(int(np.prod(stack[-1].out_shape)), n_classes, rng, relu=False)]
+        bp = stack, [Adam(layer.params, cfg.bp_lr, decay=cfg.weight_decay) for layer in stack]
+    return ff, bp, {"ff": np.random.default_rng([cfg.seed, 3]), "bp": np.random.default_rng([cfg.seed, 4])}
+
+
 class Split:
     """The images of one run: training images drawn by the seed, validation and test, as centred float32 on request."""
 
@@ -461,15 +474,7 @@ def run(cfg, options, threads):
     n_classes = len(ds.class_names)
     split = Split(ds, cfg)
     shape = ds.x_train.shape[1:]
-    layers = build(cfg, shape, n_classes, np.random.default_rng([cfg.seed, 0]), label_units=cfg.label == "map")
-    ff = layers, [Adam(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in layers]
-    bp = None
-    if cfg.bp_baseline:
-        rng = np.random.default_rng([cfg.seed, 1])
-        stack = build(cfg, shape, n_classes, rng, label_units=False)
-        stack += [Flatten(), Dense(int(np.prod(stack[-1].out_shape)), n_classes, rng, relu=False)]
-        bp = stack, [Adam(layer.params, cfg.bp_lr, decay=cfg.weight_decay) for layer in stack]
-    rngs = {"ff": np.random.default_rng([cfg.seed, 3]), "bp": np.random.default_rng([cfg.seed, 4])}
+    ff, bp, rngs = networks(cfg, shape, n_classes)
     machine, done = record.machine(threads), 0
 
     if options.resume:

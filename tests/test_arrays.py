@@ -79,6 +79,8 @@ def test_forward_forward_step():
 
 def test_all_labels_step():
     layer, twin = (LabelMap((12, 12, 3), 4, 5, 10, np.random.default_rng(5), dtype=np.float64) for _ in range(2))
+    for net in (layer, twin):
+        net.params["U"] += np.random.default_rng(6).standard_normal(net.params["U"].shape)
     moved(twin)
     twin.layer.params = {k: twin.params[k] for k in ("W", "b")}
     images, labels = rng.standard_normal((6, 12, 12, 3)), np.array([1, 2, 3, 4, 5, 6])

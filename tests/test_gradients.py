@@ -92,6 +92,7 @@ def test_losses_of_goodness(beta):
 
 def label_map():
     layer = LabelMap((7, 6, 2), 3, 3, 4, rng, dtype=F64)
+    layer.params["U"] += 0.3 * rng.standard_normal(layer.params["U"].shape)
     layer.params["b"] += 0.1 * rng.standard_normal(layer.out_shape)
     return layer
 

@@ -95,6 +95,7 @@ def test_same_bits_on_one_and_two_threads():
         opt.step(grads)
         g = goodness_of_labels([layer, second], x, 3, 10)
         labelled = LabelMap((12, 12, 3), 8, 5, 10, np.random.default_rng(1))
+        labelled.params["U"] += np.random.default_rng(2).standard_normal(labelled.params["U"].shape).astype(np.float32)
         a, cache = labelled.image_part(x)
         all_labels = labelled.goodness(a)
         grads_all = labelled.backward_goodness(all_labels, a, cache)
@@ -172,6 +173,7 @@ def test_ten_labels_at_once(n_layers, stride, padding):
 @pytest.mark.parametrize("B, O, K", [(64, 16, 10), (37, 3, 10), (5, 8, 2), (1, 1, 100)])
 def test_label_map(B, O, K):
     fast = LabelMap((9, 8, 3), O, 4, K, rng)
+    fast.params["U"] += 0.3 * rng.standard_normal(fast.params["U"].shape).astype(np.float32)
     exact = LabelMap((9, 8, 3), O, 4, K, rng, dtype=np.float64)
     for k, p in fast.params.items():
         exact.params[k][...] = p

@@ -1,0 +1,297 @@
+"""What each choice is worth: the same short run with one thing changed, FF only or FF beside BP, on held-out images.
+
+Three tables of variants, each line a change of one reference run. Settings are chosen here, on the validation images;
+no test image is ever looked at. Everything that train.py has a flag for is run by train.py's own functions; below are
+the few variants that it has no flag for.
+
+    findings    what makes Forward-Forward good: losses and their sharpness, negatives, width, augmentation, ...
+    write-up    the write-up's own explanations of its 23 %, tested with its label slot
+    depth       1 to 4 layers, 8 to 32 channels, FF beside BP
+
+Run
+    python ff_cifar_lc/explore.py --table findings --seeds 0-2
+    python ff_cifar_lc/explore.py --table depth --only "3 layers" --seeds 0-2        lines whose name contains this
+    python ff_cifar_lc/explore.py --resume runs/ff_cifar_lc_findings/RUN --seeds 0-2     go on after the last line
+"""
+
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import ROOT, cli, data, record  # before NumPy, see common/__init__.py
+
+# isort: split
+import numpy as np
+import train
+
+from common.evaluate import accuracy, mean_sd
+from common.functions import relu
+from common.goodness import MeanSquare, label_loss, normalise
+from common.labels import write_slot, wrong_labels
+
+
+@dataclass
+class Config:
+    seed: int = 0  # random seed: weights, choice and order of images, flips, shifts, wrong labels
+    table: str = "findings"  # findings, write-up or depth
+    only: str = ""  # run only the variants whose name contains this text
+    train_subset: int = 0  # training images of every variant (0: as many as the table says)
+    n_epochs: int = 0  # epochs of every variant (0: as many as the table says)
+    validation: int = 5000  # training images held out, all of which judge
+
+
+def regions(side):
+    """train.ff_step, with a loss for each of side x side regions of the map instead of one for the whole map."""
+
+    def step(layers, opts, images, labels, cfg, rng, n_classes):
+        h, log = images, []
+        for layer, opt in zip(layers, opts, strict=True):
+            a, cache = layer.image_part(h)
+            maps = layer.goodness_map(a)  # (B, H, W, K)
+            n = side or maps.shape[1]
+            rows, columns = (np.array_split(np.arange(size), n) for size in maps.shape[1:3])
+            dmaps, total = np.empty(maps.shape, np.float32), 0.0
+            for i in rows:
+                for j in columns:
+                    window = slice(None), slice(i[0], i[-1] + 1), slice(j[0], j[-1] + 1)
+                    loss, dg = label_loss(maps[window].mean(axis=(1, 2)), labels, cfg.beta)
+                    dmaps[window] = dg[:, None, None] / (len(i) * len(j) * n * n)
+                    total += loss / (n * n)
+            opt.step(layer.backward_goodness(dmaps, a, cache))
+            h = normalise(relu(a))
+            log.append((total, 0.0, 0.0))
+        return np.array(log)
+
+    return step
+
+
+def peers(strength):
+    """train.ff_step, with Hinton's peer normalisation: a pull of every unit's mean activity towards the layer's mean.
+
+    The mean activity m_u of unit u runs over batches (0.9 old + 0.1 new); the pull is the gradient of
+    strength/2 * mean_u (m_u - mean of m)^2 by the activities of this batch.
+    """
+    running = {}
+
+    def step(layers, opts, images, labels, cfg, rng, n_classes):
+        h, log = images, []
+        for i, (layer, opt) in enumerate(zip(layers, opts, strict=True)):
+            a, cache = layer.image_part(h)
+            g = layer.goodness(a)
+            loss, dg, _ = train.compare(g, labels, cfg, rng)
+            grads = layer.backward_goodness(dg, a, cache)
+            y = relu(a)
+            m = running[i] = 0.9 * running.get(i, y.mean(axis=0)) + 0.1 * y.mean(axis=0)  # (H, W, C)
+            pull = np.float32(strength / y.size) * (m - m.mean()) * (a > 0)
+            _, more = layer.layer.backward(pull, cache)
+            opt.step({k: grads[k] + more[k] if k in more else grads[k] for k in grads})
+            h = normalise(y)
+            log.append((loss, 0.0, 0.0))
+        return np.array(log)
+
+    return step
+
+
+def raw_step(layers, opts, images, labels, cfg, rng, n_classes):
+    """train.ff_step_pairs for the slot, without the renormalisation between layers."""
+    B = len(images)
+    both = np.concatenate([labels, wrong_labels(labels, n_classes, rng)])
+    h = write_slot(np.concatenate([images, images]), both, cfg.slot_rows, n_classes)
+    log = []
+    for layer, opt in zip(layers, opts, strict=True):
+        y, cache = layer.forward(h)
+        g, squares = MeanSquare().forward(y)
+        loss, dg = train.pair_loss(g, cfg)
+        _, grads = layer.backward(MeanSquare().backward(dg, squares), cache)
+        opt.step(grads)
+        h = y
+        log.append((loss, g[:B].mean(), g[B:].mean()))
+    return np.array(log)
+
+
+def raw_goodness(layers, images, cfg, n_classes):
+    """train.ff_goodness for `raw_step`."""
+    g = np.empty((len(layers), len(images), n_classes), np.float32)
+    for first in range(0, len(images), 128):
+        rows = slice(first, first + 128)
+        for label in range(n_classes):
+            x = images[rows].copy()
+            h = write_slot(x, np.full(len(x), label), cfg.slot_rows, n_classes)
+            for i, layer in enumerate(layers):
+                h, _ = layer.forward(h, train=False)
+                g[i, rows, label] = MeanSquare().forward(h)[0]
+    return g
+
+
+PAIRS = {"negatives": "uniform", "neutral": False}  # rows that keep their label
+ALL = {"train_subset": 45000, "n_epochs": 30}
+
+# table -> what its reference changes of train.py's defaults, and lines of (group, name, what differs from the
+# reference). "step" and "goodness" are functions in place of train.py's own.
+TABLES = {
+    "findings": (
+        {"train_subset": 20000, "n_epochs": 6, "bp_baseline": False},
+        [
+            ("reference", "reference", {}),
+            *(("sharpness", f"beta {b}", {"beta": b}) for b in (1.0, 16.0, 128.0, 4096.0)),
+            *(
+                ("pairs, neutral", f"{kind} negatives, margin, beta {b:g}", {"negatives": kind, "beta": b})
+                for kind in ("uniform", "hard", "sampled")
+                for b in (16.0, 128.0, 1024.0)
+            ),
+            *(
+                (
+                    "pairs that keep their label",
+                    f"{kind} negatives, margin, own label, beta {b:g}",
+                    PAIRS | {"negatives": kind, "beta": b},
+                )
+                for kind, betas in (("uniform", (4.0, 16.0, 128.0, 1024.0)), ("hard", (128.0,)), ("sampled", (128.0,)))
+                for b in betas
+            ),
+            *(
+                (
+                    "pairs that keep their label",
+                    f"uniform negatives, threshold 1, own label, beta {b:g}",
+                    PAIRS | {"loss": "threshold", "threshold": 1.0, "beta": b},
+                )
+                for b in (1.0, 16.0, 128.0)
+            ),
+            *(("width", f"{c} channels", {"channels": c}) for c in (8, 32)),
+            *(("fields", f"fields {rf}", {"rf": rf}) for rf in ("11,5", "5,5", "9,5")),
+            ("depth", "1 layer", {"n_layers": 1}),
+            ("depth", "3 layers", {"n_layers": 3}),
+            ("augmentation", "no flips", {"flip": False}),
+            *(("augmentation", f"shifts up to {n}", {"shift": n}) for n in (0, 1, 4)),
+            ("augmentation", "no flips, no shifts", {"flip": False, "shift": 0}),
+            *(("weight decay", f"weight decay {d}", {"weight_decay": d}) for d in (0.01, 0.1)),
+            *(("schedule", f"{s} learning rate", {"schedule": s}) for s in ("constant", "cosine")),
+            *(("learning rate", f"learning rate {lr}", {"lr": lr}) for lr in (0.001, 0.01)),
+            *(("batch", f"batch {n}", {"batch_size": n}) for n in (32, 128)),
+            ("label weights", "label weights start like the pixels'", {"label_scale": 1.0}),
+            ("goodness", "a loss per quarter of the map", {"step": regions(2)}),
+            ("goodness", "a loss per location, beta 16", {"step": regions(0), "beta": 16.0}),
+            *(("peers", f"peer normalisation {p:g}", {"peers": p}) for p in (0.1, 1.0, 10.0)),
+        ],
+    ),
+    "write-up": (
+        train.PRESETS["write-up"] | {"bp_baseline": False},
+        [
+            ("reference", "reference", {}),
+            ("training", "45 000 images", {"train_subset": 45000}),
+            ("training", "30 epochs", {"n_epochs": 30}),
+            ("training", "45 000 images, 30 epochs", ALL),
+            ("width", "16 channels", {"channels": 16}),
+            ("width", "32 channels", {"channels": 32}),
+            ("width", "45 000 images, 30 epochs, 16 channels", ALL | {"channels": 16}),
+            ("negatives", "hardest wrong label", {"negatives": "hard"}),
+            ("label", "one-row label", {"slot_rows": 1}),
+            ("label", "eleven-row label", {"slot_rows": 11}),
+            ("layers", "no renormalisation", {"step": raw_step, "goodness": raw_goodness}),
+            ("vote", "first layer votes too", {"skip_first": False}),
+            ("label", "label map, else as it was", {"label": "map"}),
+            (
+                "label",
+                "label map and the default's loss",
+                {"label": "map", "negatives": "all", "neutral": True, "beta": 1024.0, "lr": 0.003},
+            ),
+        ],
+    ),
+    "depth": (
+        {"train_subset": 20000, "n_epochs": 8},
+        [
+            (f"{c} channels", f"{n} layer{'s' if n > 1 else ''}, {c} channels", {"n_layers": n, "channels": c})
+            for c in (8, 16, 32)
+            for n in (1, 2, 3, 4)
+        ],
+    ),
+}
+
+
+def run_variant(settings, table, cfg, ds, seed):
+    """Train one variant -> what its line in the record says: accuracies on all held-out images, from 0 to 1."""
+    settings = dict(settings)
+    if "peers" in settings:
+        settings["step"] = peers(settings.pop("peers"))  # anew for every run: it keeps running means
+    label_scale = settings.pop("label_scale", 0)
+    step, goodness = settings.pop("step", None), settings.pop("goodness", train.ff_goodness)
+    chosen = replace(train.Config(), **TABLES[table][0] | settings, seed=seed, eval_subset=cfg.validation)
+    chosen.validation = cfg.validation
+    chosen.train_subset = cfg.train_subset or chosen.train_subset
+    chosen.n_epochs = cfg.n_epochs or chosen.n_epochs
+    train.check(chosen, ds)
+    n_classes, shape = len(ds.class_names), ds.x_train.shape[1:]
+    split = train.Split(ds, chosen)
+    ff, bp, rngs = train.networks(chosen, shape, n_classes)
+    seconds = {"ff": 0.0, "bp": 0.0}
+    if label_scale:
+        for layer in ff[0]:
+            U, W = layer.params["U"], layer.params["W"]
+            U[:] = label_scale * W.std() * np.random.default_rng([seed, 5]).standard_normal(U.shape)
+    for epoch in range(1, chosen.n_epochs + 1):
+        logs = train.train_epoch(ff, bp, split, rngs, chosen, n_classes, epoch, step)
+        for name, log in zip(seconds, logs, strict=True):
+            seconds[name] += log["seconds"] if log else 0
+    line = {"config": asdict(chosen), "ff": {"seconds": seconds["ff"]}}
+    some = split.train[0][:1000], split.train[1][:1000]
+    for key, (x, y) in (("train_acc", some), ("val_acc", split.val)):
+        x = split.floats(x)
+        g = goodness(ff[0], x, chosen, n_classes)
+        line["ff"][key] = accuracy(train.ff_vote(g, chosen), y)
+        if bp:
+            line.setdefault("bp", {"seconds": seconds["bp"]})[key] = accuracy(train.bp_predict(bp[0], x), y)
+    line["ff"]["layer_acc"] = [accuracy(layer.argmax(axis=1), y) for layer in g]  # g, y: of the validation images
+    line["ff"]["later_acc"] = accuracy(g[1:].sum(axis=0).argmax(axis=1), y) if len(g) > 1 else None
+    return line
+
+
+def main():
+    cfg, options = cli.parse(Config, __doc__, choices={"table": tuple(TABLES)})
+    seeds, done = options.seeds, set()
+    if options.save:
+        raise cli.UsageError("explore.py has no use for --save")
+    if options.resume:
+        folder = Path(options.resume)
+        lines = record.read(folder)
+        if set(lines[0].get("config", ())) != set(asdict(cfg)):
+            raise cli.UsageError(f"{folder} is no run of this script in this version: it cannot be resumed")
+        cfg, seeds = Config(**lines[0]["config"]), lines[0]["seeds"]
+        options.dataset = lines[0]["dataset"]["name"]
+        done = {(line["variant"], line["seed"]) for line in lines if "variant" in line}
+    threads = cli.set_threads(options.threads)
+    cli.announce_compilation()
+    ds = data.load(options.dataset, options.data_dir, auto="cifar10")
+    variants = [line for line in TABLES[cfg.table][1] if cfg.only in line[1]]
+    if not variants:
+        raise cli.UsageError(f"--only '{cfg.only}': no variant of {cfg.table} has that in its name")
+    if not 0 < cfg.validation < len(ds.x_train):
+        raise cli.UsageError(f"--validation {cfg.validation}: {ds.name} has {len(ds.x_train)} training images")
+    if not options.resume:
+        folder = record.new_run(options.out or ROOT / "runs" / f"ff_cifar_lc_{cfg.table}", seeds[0])
+        first = {"command": record.command(), "seeds": seeds, "config": asdict(cfg), "commit": record.commit()}
+        first |= {"machine": record.machine(threads), "dataset": {"name": ds.name, "sha256": ds.sha256}}
+        record.append(folder, first)
+    print(f"{len(variants)} variants x {len(seeds)} seeds on {ds.name} -> {folder}", flush=True)
+    for seed in seeds:
+        for group, name, settings in variants:
+            if (name, seed) in done:
+                continue
+            begin = time.perf_counter()
+            line = run_variant(settings, cfg.table, cfg, ds, seed)
+            record.append(folder, {"variant": name, "group": group, "seed": seed} | line)
+            scores = "  ".join(
+                f"{net.upper()} {100 * line[net]['val_acc']:.2f} %" for net in ("ff", "bp") if net in line
+            )
+            print(f"seed {seed}  {name:50s} {scores}  {time.perf_counter() - begin:.0f} s", flush=True)
+    lines = [line for line in record.read(folder) if "variant" in line]
+    record.append(folder, {"final": {"lines": len(lines)}})
+    print(f"validation accuracy, mean ± sd over {len(seeds)} seeds")
+    for _, name, _ in variants:
+        own = [line for line in lines if line["variant"] == name]
+        scores = [(net, mean_sd([100 * line[net]["val_acc"] for line in own])) for net in ("ff", "bp") if net in own[0]]
+        print(f"  {name:50s} " + "  ".join(f"{net.upper()} {m:.2f} ± {s:.2f} %" for net, (m, s) in scores))
+
+
+if __name__ == "__main__":
+    cli.run(main)

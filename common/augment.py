@@ -5,8 +5,10 @@ import numpy as np
 
 def flip(images, rng):
     """Mirror every image with probability 1/2, left to right: (B, H, W, C) -> the same shape."""
-    mirrored = rng.random(len(images)) < 0.5
-    return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    mirrored = np.flatnonzero(rng.random(len(images)) < 0.5)
+    images = images.copy()
+    images[mirrored] = images[mirrored, :, ::-1]
+    return images
 
 
 def shift(images, most, rng):

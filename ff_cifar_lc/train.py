@@ -55,7 +55,7 @@ class Config:
     n_epochs: int = 8  # passes over the training images
     n_layers: int = 2  # locally connected layers
     channels: int = 16  # units per location
-    rf: str = "11,5"  # side of the receptive fields, layer by layer; the last one counts for all further layers
+    rf: str = "7,5"  # side of the receptive fields, layer by layer; the last one counts for all further layers
     label: str = "map"  # how FF sees a label: map (label units at every location) or slot (painted into the image)
     negatives: str = "all"  # wrong labels: all of them, or one per image: uniform, hard, sampled
     neutral: bool = True  # hand on activities without any label (--no-neutral: pairs of rows that keep their label)
@@ -86,10 +86,10 @@ CHOICES = {
     "schedule": tuple(SCHEDULES),
 }
 PRESETS = {
-    "quick": {"n_epochs": 4, "channels": 8, "train_subset": 20000},
+    "quick": {"n_epochs": 5, "channels": 8, "train_subset": 20000},
     "write-up": {"label": "slot", "negatives": "uniform", "neutral": False, "loss": "threshold", "beta": 1.0}
-    | {"n_epochs": 10, "channels": 8, "train_subset": 10000, "lr": 0.01, "bp_lr": 0.01, "schedule": "constant"}
-    | {"flip": False, "shift": 0, "skip_first": True},
+    | {"n_epochs": 10, "channels": 8, "rf": "11,5", "train_subset": 10000, "lr": 0.01, "bp_lr": 0.01}
+    | {"schedule": "constant", "flip": False, "shift": 0, "skip_first": True},
 }
 
 

@@ -29,14 +29,15 @@ class LabelMap:
     """Locally connected ReLU layer with K label units at every location.
 
     Arguments as LocallyConnected2d, and n_classes K. params: W (OH, OW, rf, rf, C, O), b (OH, OW, O) as there,
-    U (OH, OW, K, O), 0: at first all labels are alike.
+    U (OH, OW, K, O), normal with the standard deviation of W. (From 0, the first error of W would be pure rounding.)
     """
 
     def __init__(self, in_shape, channels, rf, n_classes, rng, dtype=np.float32):
         self.layer = LocallyConnected2d(in_shape, channels, rf, rng, relu=False, dtype=dtype)
         self.in_shape, self.out_shape = self.layer.in_shape, self.layer.out_shape
         OH, OW, O = self.out_shape
-        U = np.zeros((OH, OW, n_classes, O), dtype)
+        scale = np.sqrt(2.0 / (rf * rf * in_shape[2]))
+        U = (scale * rng.standard_normal((OH, OW, n_classes, O))).astype(dtype)
         self.params = {**self.layer.params, "U": U}  # the same arrays: optimisers write in place
         self.state = {}
 

@@ -169,7 +169,7 @@ TABLES = {
             *(("schedule", f"{s} learning rate", {"schedule": s}) for s in ("constant", "cosine")),
             *(("learning rate", f"learning rate {lr}", {"lr": lr}) for lr in (0.001, 0.01)),
             *(("batch", f"batch {n}", {"batch_size": n}) for n in (32, 128)),
-            ("label weights", "label weights start like the pixels'", {"label_scale": 1.0}),
+            ("label weights", "label weights start at 0.1 of that", {"label_scale": 0.1}),
             ("goodness", "a loss per quarter of the map", {"step": regions(2)}),
             ("goodness", "a loss per location, beta 16", {"step": regions(0), "beta": 16.0}),
             *(("peers", f"peer normalisation {p:g}", {"peers": p}) for p in (0.1, 1.0, 10.0)),
@@ -214,7 +214,7 @@ def run_variant(settings, table, cfg, ds, seed):
     settings = dict(settings)
     if "peers" in settings:
         settings["step"] = peers(settings.pop("peers"))  # anew for every run: it keeps running means
-    label_scale = settings.pop("label_scale", 0)
+    label_scale = settings.pop("label_scale", 1)
     step, goodness = settings.pop("step", None), settings.pop("goodness", train.ff_goodness)
     chosen = replace(train.Config(), **TABLES[table][0] | settings, seed=seed, eval_subset=cfg.validation)
     chosen.validation = cfg.validation
@@ -225,10 +225,9 @@ def run_variant(settings, table, cfg, ds, seed):
     split = train.Split(ds, chosen)
     ff, bp, rngs = train.networks(chosen, shape, n_classes)
     seconds = {"ff": 0.0, "bp": 0.0}
-    if label_scale:
-        for layer in ff[0]:
-            U, W = layer.params["U"], layer.params["W"]
-            U[:] = label_scale * W.std() * np.random.default_rng([seed, 5]).standard_normal(U.shape)
+    for layer in ff[0]:
+        if "U" in layer.params:
+            layer.params["U"] *= np.float32(label_scale)
     for epoch in range(1, chosen.n_epochs + 1):
         logs = train.train_epoch(ff, bp, split, rngs, chosen, n_classes, epoch, step)
         for name, log in zip(seconds, logs, strict=True):

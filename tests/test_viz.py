@@ -6,22 +6,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from common import record
-from viz import concept, ff_cifar_lc, ff_cifar_lc_gif, results
+from viz import concept, ff_cifar_lc, ff_cifar_lc_gif, results, style
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {"curves", "per_class", "example_images", "label_encoded", "receptive_fields"}
+# What a record of the second kind says on top; one without it is of the first kind: a slot, pairs, a threshold.
+MAP = {"label": "map", "negatives": "all", "neutral": True, "loss": "margin", "beta": 1024.0, "skip_first": False}
 
 
-def config(seed=0, epochs=2, n_layers=2, bp=True, validation=100):
+def config(seed=0, epochs=2, n_layers=2, bp=True, validation=100, **more):
     return {
         "seed": seed, "n_epochs": epochs, "n_layers": n_layers, "channels": 2, "rf": "11,5", "batch_size": 64,
         "lr": 0.01, "threshold": 2.0, "train_subset": 200, "validation": validation, "eval_subset": 20, "slot_rows": 3,
-        "skip_first": True, "bp_baseline": bp, "full_test": True, "snapshot_every": 1,
+        "skip_first": True, "bp_baseline": bp, "full_test": True, "snapshot_every": 1, **more,
     }  # fmt: skip
 
 
@@ -72,7 +76,32 @@ def make_run(folder, shape=(32, 32, 3), snapshots=True, **kind):
             "labels": rng.integers(0, 10, 20).astype(np.uint8),
         }
         record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", arrays, {"epoch": epoch})
+    if written[0]["config"].get("neutral") and "final" in written[-1]:
+        some = np.array([0, 2, 4, 6, 8, 1, 3])
+        arrays = {"images": rng.integers(0, 256, (7, *shape), dtype=np.uint8), "labels": some}
+        arrays["predicted"] = np.where(np.arange(7) < 4, some, some + 1)  # four right, three wrong
+        for i in range(written[0]["config"]["n_layers"]):
+            arrays[f"goodness{i}"] = rng.gamma(2, size=(7, 22 - 4 * i, 22 - 4 * i, 10)).astype(np.float32)
+        rf = [11] + [5] * (written[0]["config"]["n_layers"] - 1)
+        record.save_arrays(folder / "snapshots" / "where.npz", arrays, {"rf": rf})
     return folder
+
+
+def figure(draw, run):
+    """Every axes of a figure, in the order in which they were made."""
+    fig = draw(ff_cifar_lc.Run(run))
+    plt.close(fig)
+    return fig.axes
+
+
+def legend(ax):
+    return {text.get_text() for text in ax.get_legend().get_texts()}
+
+
+def level(ax, name):
+    """The height of the reference line with this name."""
+    (line,) = [line for line in ax.get_lines() if line.get_label() == name]
+    return line.get_ydata()[0]
 
 
 def script(name, *words, cwd):
@@ -111,6 +140,165 @@ def test_scripts_draw_a_run_from_another_directory_and_twice_the_same(tmp_path, 
     assert durations == [200, 2000]
     call(ff_cifar_lc_gif, monkeypatch, run, "--fps", "5", "--out", tmp_path / "again.gif")
     assert (tmp_path / "again.gif").read_bytes() == (tmp_path / "film.gif").read_bytes()
+
+
+def test_a_map_run_has_no_slot_to_draw_but_shows_where_its_evidence_is(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "run", epochs=1, **MAP)
+    for out in ("a", "b"):
+        call(ff_cifar_lc, monkeypatch, run, "--out", tmp_path / out)
+        assert capsys.readouterr().out == f"figures: {tmp_path / out / 'curves.png'} (and 4 more)\n"
+        call(ff_cifar_lc_gif, monkeypatch, run, "--out", tmp_path / out / "film.gif")
+        assert "(2 frames" in capsys.readouterr().out
+    pictures = {path.stem: path for path in (tmp_path / "a").glob("*.png")}
+    assert set(pictures) == FIGURES - {"label_encoded"} | {"where"}
+    for path in (tmp_path / "a").iterdir():
+        assert path.stat().st_size < 300_000 and path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    with Image.open(pictures["where"]) as picture:
+        assert picture.width >= 1000
+
+    run = make_run(tmp_path / "stopped", finished=False, **MAP)
+    call(ff_cifar_lc, monkeypatch, run)
+    assert "(and 2 more; the run was interrupted, so no per_class.png, where.png)" in capsys.readouterr().out
+    run = make_run(tmp_path / "own labels", **MAP | {"negatives": "hard", "neutral": False})
+    call(ff_cifar_lc, monkeypatch, run)
+    assert capsys.readouterr().out.endswith("(and 3 more)\n")
+
+
+@pytest.mark.parametrize("kind", [{}, {"label": "slot"}, MAP], ids=["old record", "slot", "map"])
+def test_the_place_map_has_a_slot_only_where_there_is_one(tmp_path, kind):
+    places, _ = figure(ff_cifar_lc.receptive_fields, make_run(tmp_path / "run", **kind))
+    yellow = [patch for patch in places.patches if patch.get_facecolor()[:3] == to_rgb(style.SLOT)]
+    slots = 0 if kind.get("label") == "map" else 1
+    assert len(yellow) == slots and ("slot" in places.get_title()) == bool(slots) and len(places.patches) == 7 + slots
+
+
+SLOT_MARGIN = {"label": "slot", "negatives": "uniform", "neutral": False, "loss": "margin", "beta": 4.0}
+
+
+@pytest.mark.parametrize("kind", [MAP, MAP | {"negatives": "hard"}, SLOT_MARGIN], ids=["all", "hard", "slot"])
+def test_curves_show_the_margin_where_the_loss_compares_labels(tmp_path, kind):
+    run = make_run(tmp_path / "run", snapshots=False, **kind)
+    _, margin, losses, bp = figure(ff_cifar_lc.curves, run)
+    for i in (0, 1):  # g+ - g- is 2 (0.1 epoch + layer) in the made-up records
+        np.testing.assert_allclose(margin.get_lines()[i].get_ydata(), kind["beta"] * 2 * (np.array([0.1, 0.2]) + i))
+    assert legend(margin) == {"layer 0", "layer 1", "0 (cannot tell)"} and level(margin, "0 (cannot tell)") == 0
+    assert f"β = {kind['beta']:g}" in margin.get_ylabel() and not any("θ" in text for text in legend(losses))
+    candidates = 10 if kind["negatives"] == "all" else 2
+    assert level(losses, f"ln {candidates} (cannot tell)") == pytest.approx(np.log(candidates))
+    assert level(bp, "ln 10 (a blind guess)") == pytest.approx(np.log(10))
+
+
+@pytest.mark.parametrize("kind", [{}, MAP | {"negatives": "hard", "loss": "threshold"}], ids=["old record", "map"])
+def test_curves_show_goodness_where_the_loss_has_a_threshold(tmp_path, kind):
+    run = make_run(tmp_path / "run", snapshots=False, **kind)
+    _, goodness, losses, _ = figure(ff_cifar_lc.curves, run)
+    assert level(goodness, "threshold θ = 2") == 2 and len(legend(goodness)) == 5
+    np.testing.assert_allclose(goodness.get_lines()[1].get_ydata(), [3.1, 3.2])
+    assert level(losses, "ln 2 (cannot tell)") == pytest.approx(np.log(2))
+
+
+def test_the_number_of_images_and_of_classes_is_that_of_the_data(tmp_path):
+    (tmp_path / "run").mkdir()
+    first, *rest = lines(**MAP | {"train_subset": 0})
+    first["dataset"] |= {"train": 45000, "class_names": list("abcd")}
+    for line in (first, *rest):
+        record.append(tmp_path / "run", line)
+    fig = ff_cifar_lc.curves(ff_cifar_lc.Run(tmp_path / "run"))
+    plt.close(fig)
+    assert "45 000 images" in fig.get_suptitle() and "ln 4 (cannot tell)" in legend(fig.axes[2])
+
+
+def test_the_committed_records_are_drawn(tmp_path, monkeypatch, capsys):
+    for path in sorted((ROOT / "results" / "ff_cifar_lc").glob("*.jsonl"))[:1]:
+        call(ff_cifar_lc, monkeypatch, path, "--out", tmp_path)
+        assert "(and 1 more; no snapshots" in capsys.readouterr().out
+
+
+def test_evidence_adds_up_to_the_margin_of_the_vote():
+    rng = np.random.default_rng(0)
+    maps = [rng.gamma(2, size=(5, side, side, 4)) for side in (6, 3)]
+    labels, n = np.array([0, 1, 2, 3, 1]), np.arange(5)
+    g = sum(m.mean(axis=(1, 2)) for m in maps)
+    g[n, labels] = -1
+    told = np.where(n < 3, labels, (labels + 1) % 4)
+    rival = ff_cifar_lc.rivals(maps, labels, told)
+    assert (rival == np.where(n < 3, g.argmax(axis=1), told)).all() and (rival != labels).all()
+    for m in maps:
+        d, _ = ff_cifar_lc.evidence(m, labels, rival, 8.0)
+        mean = m.mean(axis=(1, 2))
+        np.testing.assert_allclose(d.sum(axis=(1, 2)), 8 * (mean[n, labels] - mean[n, rival]))
+
+    m = np.zeros((1, 2, 2, 3))  # of four locations one is silent, and of the rest one is for the true label 1
+    m[0, 0, 0], m[0, 0, 1], m[0, 1, 0] = (0, 2, 1), (3, 2, 0), (0, 1, 1)
+    d, ahead = ff_cifar_lc.evidence(m, np.array([1]), np.array([2]), 4.0)
+    assert d[0].tolist() == [[1, 2], [0, 0]] and ahead == pytest.approx(1 / 3)
+
+
+def test_where_puts_each_location_at_the_middle_of_what_it_sees(tmp_path):
+    run = make_run(tmp_path / "run", **MAP)
+    arrays, meta = record.load_arrays(run / "snapshots" / "where.npz")
+    arrays["goodness0"][0, 21, 3, 0] += 100  # for the first image's true label
+    arrays["goodness1"][4, 2, 17, 9] += 100  # for the wrong answer to the first one told wrong
+    record.save_arrays(run / "snapshots" / "where.npz", arrays, meta)
+    axes = figure(ff_cifar_lc.where, run)  # six images, then for each layer six maps and a colour bar
+    titles = [ax.get_title() for ax in axes[:6]]
+    assert [title.partition("\n")[0] for title in titles] == [f"class {k}" for k in (0, 2, 4, 8, 1, 3)]
+    assert all("rival: class" in title for title in titles[:3])
+    assert [title.partition("\n")[2] for title in titles[3:]] == ["said class 9", "said class 2", "said class 4"]
+    assert [text.get_text() for ax in axes[:6] for text in ax.texts] == ["told right", "told wrong"]
+    for first, left, side in ((6, 4.5, 22), (13, 6.5, 18)):
+        pictures = [ax.get_images()[-1] for ax in axes[first : first + 6]]
+        for ax, picture in zip(axes[first:], pictures, strict=False):
+            assert picture.get_extent() == [left, left + side, left + side, left]
+            assert ax.get_xlim() == (-0.5, 31.5) and ax.get_ylim() == (31.5, -0.5)
+            sign = "+" if picture.get_array().sum() > 0 else "−"
+            assert ax.get_xlabel().startswith(f"sum {sign}{abs(picture.get_array().sum()):.1f}\nbeats all: ")
+            assert picture.norm.vmin == -picture.norm.vmax < 0 and picture.norm.vmax == pictures[0].norm.vmax
+        assert f"/ {side * side} locations" in axes[first + 6].get_ylabel() and "β" in axes[first + 6].get_ylabel()
+    assert np.argmax(axes[6].get_images()[-1].get_array()) == 21 * 22 + 3
+    assert np.argmin(axes[16].get_images()[-1].get_array()) == 2 * 18 + 17
+    r, _, b = ff_cifar_lc.EVIDENCE([0.0, 0.5, 1.0])[:, :3].T
+    assert r[0] > b[0] and r[1] == b[1] == 1 and r[2] < b[2]  # orange, white, blue
+
+
+@pytest.mark.parametrize("told", ["right", "wrong"])
+def test_where_with_answers_of_one_kind_a_layer_without_a_vote_and_no_names(tmp_path, told):
+    run = make_run(tmp_path / "run", (32, 32, 1), **MAP | {"skip_first": True, "n_layers": 3})
+    arrays, meta = record.load_arrays(run / "snapshots" / "where.npz")
+    arrays["goodness0"][..., 9] += 100  # no vote, so no rival
+    arrays["goodness2"][..., 7] += 10
+    same = (arrays["predicted"] == arrays["labels"]) == (told == "right")
+    record.save_arrays(run / "snapshots" / "where.npz", {k: a[same] for k, a in arrays.items()}, meta)
+    (run / "snapshots" / "examples.npz").unlink()
+    axes = figure(ff_cifar_lc.where, run)
+    assert len(axes) == 3 + 3 * 4 and [text.get_text() for ax in axes for text in ax.texts] == [f"told {told}"]
+    assert [axes[k].get_ylabel() for k in (3, 7, 11)] == ["layer 0\n(no vote)", "layer 1", "layer 2"]
+    assert axes[0].get_title() == ("0\nrival: 7" if told == "right" else "8\nsaid 9")
+
+
+@pytest.mark.parametrize("kind", [MAP, MAP | {"skip_first": True}, SLOT_MARGIN, {}])
+def test_the_film_counts_margins_of_a_map_and_goodness_of_a_slot(tmp_path, kind):
+    run = ff_cifar_lc.Run(make_run(tmp_path / "run", **kind))
+    film = ff_cifar_lc_gif.Film(run, [0, 1, 2])
+    fig, ax = plt.subplots()
+    ff_cifar_lc_gif.histogram(ax, film, 2, 0)
+    plt.close(fig)
+    names = {line.get_label(): line.get_xdata()[0] for line in ax.get_lines()}
+    arrays, _ = record.load_arrays(run.snapshots[2])
+    g, labels = arrays["goodness"][film.voters[0]], record.load_arrays(run.snapshots[0])[0]["labels"]
+    right, wrong = film.shares[2][0]
+    if run.config["label"] == "slot":
+        assert names == ({"θ": 2.0} if run.config["loss"] == "threshold" else {}) and ax.get_xlim()[0] == 0
+        assert right.sum() == pytest.approx(100) and wrong.sum() == pytest.approx(100)
+        return
+    told = 100 * np.mean(g.argmax(axis=1) == labels)
+    assert names == {"0": 0} and right.sum() == pytest.approx(told) and wrong.sum() == pytest.approx(100 - told)
+    low, high = ax.get_xlim()
+    assert low == -high < 0 and f"{told:.0f} % right" in ax.get_title()
+    n = np.arange(20)
+    m = 1024 * (g[n, labels] - np.where(np.eye(10)[labels] > 0, -1, g).max(axis=1))
+    np.testing.assert_allclose(right, 5 * np.histogram(m[m > 0].clip(max=high), 15, (0, high))[0])
+    np.testing.assert_allclose(wrong, 5 * np.histogram(m[m <= 0].clip(min=low), 15, (low, 0))[0])
 
 
 def test_grey_images_one_layer_no_twin_no_validation(tmp_path, monkeypatch, capsys):

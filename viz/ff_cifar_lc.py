@@ -1,12 +1,13 @@
-"""The five figures of a ff_cifar_lc run, from its record and its snapshots alone: nothing is trained again.
+"""The figures of a ff_cifar_lc run, from its record and its snapshots alone: nothing is trained again.
 
     python viz/ff_cifar_lc.py RUN [--out DIR]        RUN: a folder under runs/ff_cifar_lc/; DIR: RUN/figures
 
 curves.png            accuracy, goodness and losses over the epochs
 per_class.png         test accuracy of FF and BP, class by class
 example_images.png    one training image per class
-label_encoded.png     the same as the network sees them, with a right and with a wrong label
+label_encoded.png     the same as the network sees them, with a right and with a wrong label (--label slot)
 receptive_fields.png  first-layer filters at six places: no two places share weights
+where.png             which places of an image speak for its true label, layer by layer (not with --no-neutral)
 """
 
 import sys
@@ -14,12 +15,18 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import record
 from common.labels import write_slot, wrong_labels
 from viz import style
+
+# What a record means that does not say it: the first experiment, before these were settings.
+FIRST = {"label": "slot", "negatives": "uniform", "neutral": False, "loss": "threshold", "beta": 1.0}
+EVIDENCE = ["#8A3A00", "#F39B3F", "#FFFFFF", "#5AA5E0", "#08306B"]  # for a rival, neither, for the true label
+EVIDENCE = LinearSegmentedColormap.from_list("evidence", EVIDENCE, N=257)  # odd: 0 is white
 
 
 class Run:
@@ -31,13 +38,15 @@ class Run:
         if not lines or not isinstance(lines[0], dict) or "slot_rows" not in lines[0].get("config", {}):
             raise record.RecordError(f"{path} is not a run of ff_cifar_lc/train.py")
         self.folder = path if path.is_dir() else path.parent
-        self.config, self.dataset = lines[0]["config"], lines[0]["dataset"]["name"]
+        self.config, self.dataset = FIRST | lines[0]["config"], lines[0]["dataset"]["name"]
+        self.n_train = lines[0]["dataset"].get("train") or self.config["train_subset"]
         self.lines = [line for line in lines if "epoch" in line]
         self.epochs = [line["epoch"] for line in self.lines]
         self.final = lines[-1].get("final")
         found = {int(p.stem.partition("-")[2]): p for p in self.folder.glob("snapshots/epoch-*.npz")}
         self.snapshots = dict(sorted(found.items()))  # epoch -> file
-        self.images, self.mean, self.class_names = None, None, None
+        self.where = self.folder / "snapshots" / "where.npz"
+        self.images, self.mean, self.class_names = None, None, lines[0]["dataset"].get("class_names")
         if (self.folder / "snapshots" / "examples.npz").exists():
             arrays, meta = record.load_arrays(self.folder / "snapshots" / "examples.npz")
             self.images, self.mean, self.class_names = arrays["images"], arrays["mean"], meta["class_names"]
@@ -55,6 +64,11 @@ class Run:
 
     def n_classes(self):
         return len(self.class_names or range(10))
+
+    def threshold(self):
+        """theta, where the loss has one; None where it compares labels with each other."""
+        has_one = self.config["negatives"] != "all" and self.config["loss"] == "threshold"
+        return self.config["threshold"] if has_one else None
 
 
 def show(ax, image):
@@ -120,13 +134,16 @@ def place_map(ax, run, places, rf):
     else:
         show(ax, 0.5 + 0.5 * run.images[0] / 255)  # faded
     style.outline(ax, 0, 0, W, H, style.CHANCE, 1)
-    rows, n_classes = run.config["slot_rows"], run.n_classes()
-    ax.add_patch(plt.Rectangle((-0.5, -0.5), n_classes, rows, facecolor=style.SLOT, alpha=0.9))
+    title = "places on the image"
+    if run.config["label"] == "slot":
+        rows, n_classes = run.config["slot_rows"], run.n_classes()
+        ax.add_patch(plt.Rectangle((-0.5, -0.5), n_classes, rows, facecolor=style.SLOT, alpha=0.9))
+        seen = [str(p + 1) for p, (r, c) in enumerate(places) if r < rows and c < n_classes]
+        title += f"\n(label slot in yellow,\nseen from {', '.join(seen)})"
     for p, (r, c) in enumerate(places):
         style.outline(ax, c, r, rf, rf, style.FF, 1.5)
         ax.text(c + (rf - 1) / 2, r + (rf - 1) / 2, p + 1, ha="center", va="center", fontsize=12, fontweight="bold")
-    seen = [str(p + 1) for p, (r, c) in enumerate(places) if r < rows and c < n_classes]
-    ax.set_title(f"places on the image\n(label slot in yellow,\nseen from {', '.join(seen)})")
+    ax.set_title(title)
 
 
 def receptive_fields(run):
@@ -187,14 +204,15 @@ def spaced(n):
 
 
 def curves(run):
-    """Four panels over the epochs: accuracies, goodness of every layer, FF losses, BP loss."""
+    """Four panels over the epochs: accuracies, goodness or margin of every layer, FF losses, BP loss."""
     fig, axes = plt.subplots(2, 2, figsize=(10, 7 + 0.5 * run.config["n_layers"]), layout="constrained")
     fig.get_layout_engine().set(h_pad=0.12, w_pad=0.12)
-    for panel, ax in zip((accuracies, goodness, ff_losses, bp_loss), axes.flat, strict=True):
+    panels = accuracies, margins if run.threshold() is None else goodness, ff_losses, bp_loss
+    for panel, ax in zip(panels, axes.flat, strict=True):
         panel(ax, run)
         style.epoch_axis(ax, run.epochs[-1])
     stopped = "" if run.final else f" (interrupted after epoch {run.epochs[-1]} of {run.config['n_epochs']})"
-    n = spaced(run.config["train_subset"])
+    n = spaced(run.n_train)
     fig.suptitle(f"Training on {n} images of {run.dataset}, seed {run.config['seed']}{stopped}", fontsize=13)
     return fig
 
@@ -220,7 +238,7 @@ def accuracies(ax, run):
 
 
 def goodness(ax, run):
-    """Top right."""
+    """Top right, for a loss that compares the goodness of each row with theta."""
     g_pos, g_neg = run.values("ff", "g_pos"), run.values("ff", "g_neg")  # (epochs, n_layers)
     layers = range(g_pos.shape[1])
     for i in layers:
@@ -229,18 +247,39 @@ def goodness(ax, run):
     for i in layers:
         ax.plot(run.epochs, g_neg[:, i], **style.layer(i), marker="v", label=f"layer {i} g⁻ (wrong label)")
     gaps = ", ".join(f"{gap:.2f}" for gap in (g_pos - g_neg)[-1])
-    which = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
     ax.set_ylabel("goodness, mean of h²")
-    ax.set_title(f"Goodness gap g⁺ − g⁻ after epoch {run.epochs[-1]}:\n{gaps} ({which})")
+    ax.set_title(f"Goodness gap g⁺ − g⁻ after epoch {run.epochs[-1]}:\n{gaps} ({numbered(layers)})")
     style.legend_below(ax, 2)
 
 
+def margins(ax, run):
+    """Top right, for a loss that compares labels: g⁺ and g⁻ would lie on each other, what the loss sees does not."""
+    beta = run.config["beta"]
+    margin = beta * (run.values("ff", "g_pos") - run.values("ff", "g_neg"))  # (epochs, n_layers)
+    layers = range(margin.shape[1])
+    for i in layers:
+        ax.plot(run.epochs, margin[:, i], **style.layer(i), marker="o", label=f"layer {i}")
+    style.reference(ax, 0, "0 (cannot tell)")
+    ends = ", ".join(f"{end:.2f}" for end in margin[-1]).replace("-", "−")
+    wrong = {"all": "the mean wrong label", "uniform": "a wrong label", "hard": "the best wrong label"}
+    against = wrong.get(run.config["negatives"], "a likely wrong label")
+    ax.set_ylabel(f"β (g⁺ − g⁻), β = {beta:g}")
+    ax.set_title(f"Margin over {against}, epoch {run.epochs[-1]}:\n{ends} ({numbered(layers)})")
+    style.legend_below(ax, 3)
+
+
+def numbered(layers):
+    """range(2) -> "layers 0, 1"."""
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+
+
 def ff_losses(ax, run):
-    """Bottom left. A layer whose goodness always is θ has the loss ln 2: it tells nothing."""
+    """Bottom left. A layer that cannot tell gives a right label the chance 1/2 in a pair, 1/K among all labels."""
     loss = run.values("ff", "loss")
     for i in range(loss.shape[1]):
         ax.plot(run.epochs, loss[:, i], **style.layer(i), marker="o", label=f"layer {i}")
-    style.reference(ax, np.log(2), "ln 2 (g = θ always)")
+    candidates = run.n_classes() if run.config["negatives"] == "all" else 2
+    style.reference(ax, np.log(candidates), f"ln {candidates} (cannot tell)")
     ax.set_ylabel("FF loss per image (nats)")
     ax.set_title("FF: every layer has a loss of its own")
     style.legend_below(ax, 3)
@@ -260,6 +299,87 @@ def bp_loss(ax, run):
     style.legend_below(ax, 2)
 
 
+def rivals(maps, labels, predicted):
+    """The strongest wrong label of each image: the answer, where that is wrong, else the runner-up of the vote (N,)."""
+    votes = np.sum([g.mean(axis=(1, 2)) for g in maps], axis=0)  # (N, K)
+    votes[np.arange(len(labels)), labels] = -np.inf
+    return np.where(predicted == labels, votes.argmax(axis=1), predicted)
+
+
+def evidence(g, labels, rival, beta):
+    """Goodness at every location (N, H, W, K) -> its parts of the margin beta * (g true - g rival) (N, H, W), and the
+    share of locations at which the true label beats all others (N,), of those that tell labels apart at all."""
+    rows, wrong = np.arange(len(g)), g.copy()
+    true = g[rows, :, :, labels]  # (N, H, W)
+    wrong[rows, :, :, labels] = -np.inf
+    ahead = (true > wrong.max(axis=3)).sum(axis=(1, 2))
+    awake = (g != g[..., :1]).any(axis=3).sum(axis=(1, 2))  # where all units are off, all labels have goodness 0
+    return beta * (true - g[rows, :, :, rival]) / (g.shape[1] * g.shape[2]), ahead / np.maximum(awake, 1)
+
+
+def over(ax, image, d, middle, scale):
+    """A map d (H, W) over its faded image; the middle of what location (0, 0) sees is the pixel (middle, middle)."""
+    show(ax, 0.6 + 0.4 * image / 255)
+    ends = ax.get_xlim(), ax.get_ylim()
+    place = np.array([0, d.shape[1], d.shape[0], 0]) + middle - 0.5  # left, right, bottom, top
+    picture = ax.imshow(d, EVIDENCE, vmin=-scale, vmax=scale, interpolation="nearest", extent=place)
+    ax.set(xlim=ends[0], ylim=ends[1])
+    return picture
+
+
+def where(run):
+    """Which locations speak for the true label and which for its rival, on the first test images told right and wrong.
+
+    The rival is one label for the whole image, so that a map adds up to its layer's margin. Against the best wrong
+    label of every single location the true label loses nearly everywhere, on every image: nine others compete there.
+    Nothing is smoothed: the patches of a smoothed map are hardly larger than those of its values in random order.
+    """
+    arrays, meta = record.load_arrays(run.where)
+    beta, images = run.config["beta"], arrays["images"]
+    labels, predicted = arrays["labels"].astype(int), arrays["predicted"].astype(int)
+    maps = [arrays[f"goodness{i}"] for i in range(len(meta["rf"]))]  # (N, H, W, K) each
+    rival = rivals([maps[i] for i in run.voters()], labels, predicted)
+    names = run.class_names or [str(k) for k in range(maps[0].shape[3])]
+    right, wrong = np.flatnonzero(predicted == labels)[:3], np.flatnonzero(predicted != labels)[:3]
+    some = np.concatenate([right, wrong])
+    widths = [1] * len(right) + [0.12] * (len(right) > 0 < len(wrong)) + [1] * len(wrong)  # a gap between the kinds
+    columns = [j for j, width in enumerate(widths) if width == 1]
+    fig = plt.figure(figsize=(1.2 + 1.4 * max(sum(widths), 5.5), 3.1 + 1.85 * len(maps)), layout="constrained")
+    fig.get_layout_engine().set(w_pad=0.07)
+    grid = fig.add_gridspec(1 + len(maps), len(widths) + 1, width_ratios=[*widths, 0.07])
+
+    for j, n in zip(columns, some, strict=True):
+        ax = fig.add_subplot(grid[0, j])
+        show(ax, images[n] / 255)
+        ax.set_title(f"{names[labels[n]]}\n{'rival:' if n in right else 'said'} {names[rival[n]]}", fontsize=11)
+        if n in (*right[:1], *wrong[:1]):
+            above = {"xytext": (0, 37), "textcoords": "offset points", "fontsize": 13, "fontweight": "bold"}
+            ax.annotate("told right" if n in right else "told wrong", (0, 1), xycoords="axes fraction", **above)
+    middle = 0.0
+    for i, (rf, g) in enumerate(zip(meta["rf"], maps, strict=True)):
+        middle += (rf - 1) / 2
+        d, ahead = evidence(g, labels, rival, beta)
+        scale = max(np.percentile(np.abs(d[some]), 99), 1e-12)
+        for j, n in zip(columns, some, strict=True):
+            ax = fig.add_subplot(grid[1 + i, j])
+            picture = over(ax, images[n], d[n], middle, scale)
+            total = f"{d[n].sum():+.1f}".replace("-", "−")
+            ax.set_xlabel(f"sum {total}\nbeats all: {100 * ahead[n]:.0f} %", fontsize=10)
+            if j == 0:
+                ax.set_ylabel(f"layer {i}" + "\n(no vote)" * (i not in run.voters()), fontsize=12)
+        bar = fig.colorbar(picture, cax=fig.add_subplot(grid[1 + i, -1]), extend="both")
+        bar.set_label(f"β (g true − g rival)\n/ {d[0].size} locations", fontsize=9.5)
+    fig.suptitle("Every location speaks for the true label (blue) or for its rival (orange)", fontsize=13)
+    fig.supxlabel(
+        "Each square is a location, drawn at the middle of what it sees; white: no difference. Rival: the wrong\n"
+        f"label with the most votes. A map adds up to its layer's margin β (g true − g rival), β = {beta:g}.\n"
+        "Beats all: where the true label is ahead of all others, in % of the locations that tell labels apart\n"
+        f"at all. A blind location would be right in {100 / maps[0].shape[3]:.0f} %.",
+        fontsize=10.5,
+    )
+    return fig
+
+
 def main():
     parser = style.Parser(__doc__)
     parser.add_run()
@@ -270,9 +390,12 @@ def main():
         "curves": (curves, run.lines, "no finished epoch"),
         "per_class": (per_class, run.final, "the run was interrupted"),
         "example_images": (examples, run.images is not None, "no snapshots"),
-        "label_encoded": (label_encoded, run.images is not None, "no snapshots"),
         "receptive_fields": (receptive_fields, run.snapshots, "no snapshots"),
     }
+    if run.config["label"] == "slot":
+        figures["label_encoded"] = (label_encoded, run.images is not None, "no snapshots")
+    if run.config["neutral"]:
+        figures["where"] = (where, run.where.exists(), "no snapshots" if run.final else "the run was interrupted")
     out = style.folder(options.out or run.folder / "figures")
     drawn, missing = [], {}
     for name, (draw, there, reason) in figures.items():

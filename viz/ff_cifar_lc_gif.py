@@ -36,13 +36,30 @@ class Film:
         labels = arrays[0]["labels"].astype(int)
         self.acc = [100 * accuracy(g[self.voters].sum(axis=0).argmax(axis=1), labels) for g in goodness]
         right = np.eye(goodness[0].shape[2], dtype=bool)[labels]  # (n, n_classes)
-        self.bins = np.linspace(0, max(np.percentile(goodness[-1], 99.7), 1e-3), 31)
-        self.shares = [[(self.share(g[i][right]), self.share(g[i][~right])) for i in self.voters] for g in goodness]
+        self.margins = run.config["label"] == "map"
+        if self.margins:  # sharp losses need but small differences: two histograms of g would lie on each other
+            m = [[run.config["beta"] * margin(g[i], right) for i in self.voters] for g in goodness]
+            end = max(np.percentile(np.abs(m[-1]), 99), 1e-3)
+            self.bins = np.linspace(0, end, 16), np.linspace(-end, 0, 16)  # right label ahead, a wrong one ahead
+            values = [[(x[x > 0], x[x <= 0]) for x in layers] for layers in m]
+        else:
+            self.bins = (np.linspace(0, max(np.percentile(goodness[-1], 99.7), 1e-3), 31),) * 2  # right, wrong labels
+            values = [[(g[i][right], g[i][~right]) for i in self.voters] for g in goodness]
+        self.shares = [[self.share(kinds) for kinds in layers] for layers in values]
         self.top = 1.1 * np.max(self.shares[1:] or self.shares)  # before training, all values share a few high bars
 
-    def share(self, g):
-        """Percent of the values g in each bin; the last bin also takes what is larger."""
-        return 100 * np.histogram(g.clip(max=self.bins[-1]), self.bins)[0] / len(g)
+    def share(self, kinds):
+        """Percent of the values in each bin, for both kinds of values; the outer bins also take what lies beyond."""
+        whole = [sum(map(len, kinds))] * 2 if self.margins else map(len, kinds)
+        return [
+            100 * np.histogram(values.clip(bins[0], bins[-1]), bins)[0] / n
+            for values, bins, n in zip(kinds, self.bins, whole, strict=True)
+        ]
+
+
+def margin(g, right):
+    """Goodness (n, K), right labels as a mask (n, K) -> goodness of the right label minus the best wrong one's (n,)."""
+    return g[right] - np.where(right, -np.inf, g).max(axis=1)
 
 
 def frame(film, k):
@@ -56,7 +73,8 @@ def frame(film, k):
     top, bottom = right.subfigures(2, 1)
     for j, ax in enumerate(top.subplots(1, len(film.voters), sharey=True, squeeze=False)[0]):
         histogram(ax, film, k, j)
-    top.supxlabel("goodness, mean of h²", fontsize=11)
+    beta = f"{film.run.config['beta']:g}"
+    top.supxlabel(f"β (g right − g best wrong), β = {beta}" if film.margins else "goodness, mean of h²", fontsize=11)
     top.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, handlelength=1.5)
     accuracy_so_far(bottom.subplots(), film, k)
     n = film.run.config["n_epochs"]
@@ -65,16 +83,20 @@ def frame(film, k):
 
 
 def histogram(ax, film, k, j):
-    """Goodness of the right label and of all wrong ones in the voting layer number j."""
-    for share, color, text in zip(
-        film.shares[k][j], (style.POS, style.NEG), ("right label", "wrong labels"), strict=True
-    ):
-        ax.stairs(share, film.bins, fill=True, color=color, alpha=0.3)
-        ax.stairs(share, film.bins, color=color, linewidth=2, label=text)
-    ax.axvline(film.run.config["threshold"], color=style.CHANCE, linewidth=1.2, linestyle=(0, (2, 2)), label="θ")
-    ax.set_xlim(0, film.bins[-1])
+    """The voting layer number j: every image's margin, or goodness of the right label and of all wrong ones."""
+    texts = ("right label ahead", "a wrong one") if film.margins else ("right label", "wrong labels")
+    for share, bins, color, text in zip(film.shares[k][j], film.bins, (style.POS, style.NEG), texts, strict=True):
+        ax.stairs(share, bins, fill=True, color=color, alpha=0.3)
+        ax.stairs(share, bins, color=color, linewidth=2, label=text)
+    theta = 0 if film.margins else film.run.threshold()
+    if theta is not None:
+        name = "0" if film.margins else "θ"
+        ax.axvline(theta, color=style.CHANCE, linewidth=1.2, linestyle=(0, (2, 2)), label=name)
+    ax.set_xlim(min(bins[0], 0), film.bins[0][-1])
     ax.set_ylim(0, film.top)
-    ax.set_title(f"Layer {film.voters[j]}")
+    gap = ": " if len(film.voters) < 3 else "\n"
+    ahead = f"{gap}{film.shares[k][j][0].sum():.0f} % right" if film.margins else ""
+    ax.set_title(f"Layer {film.voters[j]}{ahead}")
     if j == 0:
         ax.set_ylabel("share (%)")
 

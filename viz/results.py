@@ -28,6 +28,8 @@ WRITE_UP = {"ff": 22.78, "bp": 38.31, "goodness": [(2.12, 1.84), (2.31, 1.79)]}
 WRITE_UP_DATA = "cifar10"
 WRITE_UP_CONFIG = {"n_epochs": 10, "n_layers": 2, "channels": 8, "rf": "11,5", "batch_size": 64, "lr": 0.01}
 WRITE_UP_CONFIG |= {"threshold": 2.0, "train_subset": 10000, "slot_rows": 3, "skip_first": True, "full_test": True}
+WRITE_UP_CONFIG |= {"label": "slot", "negatives": "uniform", "loss": "threshold", "beta": 1.0}
+WRITE_UP_CONFIG |= {"flip": False, "shift": 0, "schedule": "constant", "weight_decay": 0.0}
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -50,13 +52,14 @@ def epochs(run):
     return [line for line in run if "epoch" in line]
 
 
-def spread(values, digits=2):
+def spread(values, digits=2, sign=False):
     """ "22.78 ± 0.41", or a single value as it is; a class without test images has no value (NaN)."""
     values = [value for value in values if not np.isnan(value)]
     if not values:
         return "–"
     mean, sd = mean_sd(values)
-    return f"{mean:.{digits}f}" + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}")
+    number = f"{mean:+.{digits}f}".replace("-", "−") if sign else f"{mean:.{digits}f}"
+    return number + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}")
 
 
 def command(runs):
@@ -72,8 +75,21 @@ def command(runs):
 def data(runs):
     """The data set, the training images and the epochs."""
     first = runs[0][0]
-    images = f"{first['config']['train_subset']:,}".replace(",", " ")
+    images = f"{first['dataset'].get('train') or first['config']['train_subset']:,}".replace(",", " ")
     return f"{first['dataset']['name']}, {images} images, {first['config']['n_epochs']} epochs"
+
+
+def method(runs):
+    """What kind of Forward-Forward these runs are, and their network."""
+    config = {"label": "slot", "negatives": "uniform", "neutral": False} | runs[0][0]["config"]  # older records
+    if config["negatives"] == "all":
+        kind = "all labels"
+    else:
+        kind = f"pairs, {config['negatives']} negatives" + ("" if config["neutral"] else ", own labels")
+    label = "label map" if config["label"] == "map" else "label in a slot"
+    fields = config["rf"].split(",")
+    fields = [fields[min(i, len(fields) - 1)] for i in range(config["n_layers"])]
+    return f"{label}, {kind}", f"fields {', '.join(fields)}, {config['channels']} channels"
 
 
 def write_up(runs):
@@ -91,7 +107,8 @@ def markdown(head, rows):
 
 def lc_accuracy(all_runs):
     """One row per method and group."""
-    head = ["Method", "Data", "Test accuracy, %", "Write-up, %", "Train accuracy, %", "s/epoch", "Command", "Commit"]
+    head = ["Method", "Network", "Data", "Test accuracy, %", "Write-up, %", "Train accuracy, %", "Training, s"]
+    head += ["Command", "Commit"]
     rows = []
     for runs in all_runs:
         n = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
@@ -100,9 +117,11 @@ def lc_accuracy(all_runs):
             if net in runs[0][-1]["final"]:
                 test = spread([100 * run[-1]["final"][net]["test_acc"] for run in runs])
                 train = spread([100 * epochs(run)[-1][net]["train_acc"] for run in runs], 1)
-                seconds = np.median([line[net]["seconds"] for run in runs for line in epochs(run)])
-                row = [name, data(runs), f"{test} ({n})", write_up(runs).get(net, "–"), train, f"{seconds:.1f}"]
-                rows.append([*row, f"`{command(runs)}`", commits])
+                seconds = np.median([sum(line[net]["seconds"] for line in epochs(run)) for run in runs])
+                kind, network = method(runs)
+                name = f"FF: {kind}" if net == "ff" else name
+                row = [name, network, data(runs), f"{test} ({n})", write_up(runs).get(net, "–"), train]
+                rows.append([*row, f"{seconds:.0f}", f"`{command(runs)}`", commits])
     return markdown(head, rows)
 
 
@@ -138,6 +157,22 @@ def lc_goodness(all_runs):
     return markdown(["Data", "Layer", "g⁺ (right label)", "g⁻ (wrong label)", "Write-up, g⁺ / g⁻", "Command"], rows)
 
 
+def effects(all_runs):
+    """One row per variant of an exploration: its difference from the reference, seed by seed."""
+    rows = []
+    for (run,) in all_runs:
+        lines = [line for line in run if "variant" in line]
+        own = {}  # variant -> seed -> percent
+        for line in lines:
+            own.setdefault((line["group"], line["variant"]), {})[line["seed"]] = 100 * line["ff"]["val_acc"]
+        reference = own.pop(("reference", "reference"))
+        rows.append(["reference", "reference", "–", spread(list(reference.values())), len(reference)])
+        for (group, name), scores in own.items():
+            difference = spread([scores[seed] - reference[seed] for seed in scores], sign=True)
+            rows.append([group, name, difference, spread(list(scores.values())), len(scores)])
+    return markdown(["Group", "What changes", "Effect, points", "Validation accuracy, %", "n"], rows)
+
+
 def lc_deviations(all_runs):
     """One row per way to train and to predict, over the seeds of one comparison."""
     rows = []
@@ -154,6 +189,8 @@ TABLES = {  # name in the README -> folder in results/, function
     "ff_cifar_lc-classes": ("ff_cifar_lc", lc_classes),
     "ff_cifar_lc-goodness": ("ff_cifar_lc", lc_goodness),
     "ff_cifar_lc-deviations": ("ff_cifar_lc_deviations", lc_deviations),
+    "ff_cifar_lc-findings": ("ff_cifar_lc_findings", effects),
+    "ff_cifar_lc-write-up": ("ff_cifar_lc_write-up", effects),
 }
 
 

@@ -374,8 +374,10 @@ def test_tables_are_made_from_records_and_a_stale_one_is_found(tmp_path, monkeyp
     call(results, monkeypatch, "--root", tmp_path)
     call(results, monkeypatch, "--root", tmp_path, "--check")
     text = readme.read_text(encoding="utf-8")
-    assert "| FF | shapes, 200 images, 2 epochs | 23.00 ± 1.41 (2 seeds) | – | 25.5 ± 0.7 | 3.0 |" in text
-    assert "| BP twin | shapes, 200 images, 2 epochs | 23.00 ± 1.41 (2 seeds) | – | 25.5 ± 0.7 | 1.5 |" in text
+    network = "fields 11, 5, 2 channels | shapes, 200 images, 2 epochs"
+    kind = "label in a slot, pairs, uniform negatives, own labels"
+    assert f"| FF: {kind} | {network} | 23.00 ± 1.41 (2 seeds) | – | 25.5 ± 0.7 | 6 |" in text
+    assert f"| BP twin | {network} | 23.00 ± 1.41 (2 seeds) | – | 25.5 ± 0.7 | 3 |" in text
     assert "`python ff_cifar_lc/train.py --seeds 0-1` | c0 |" in text and "30.00 (1 seed)" in text
     assert "| 9 | 80.0 ± 0.0 | 80.0 ± 0.0 |" in text and "| 0 | – | – |" in text and "0.75 ± 0.00" in text
     assert "| 1 | 3.20 ± 0.00 | 0.80 ± 0.00 | – |" in text

@@ -1,12 +1,13 @@
 """What each choice is worth: the same short run with one thing changed, FF only or FF beside BP, on held-out images.
 
-Three tables of variants, each line a change of one reference run. Settings are chosen here, on the validation images;
+Four tables of variants, each line a change of one reference run. Settings are chosen here, on the validation images;
 no test image is ever looked at. Everything that train.py has a flag for is run by train.py's own functions; below are
 the few variants that it has no flag for.
 
     findings    what makes Forward-Forward good: losses and their sharpness, negatives, width, augmentation, ...
     write-up    the write-up's own explanations of its 23 %, tested with its label slot
     depth       1 to 4 layers, 8 to 32 channels, FF beside BP
+    twin        the learning rate and the weight decay of the BP twin, so that FF is compared with BP at its best
 
 Run
     python ff_cifar_lc/explore.py --table findings --seeds 0-2
@@ -35,7 +36,7 @@ from common.labels import write_slot, wrong_labels
 @dataclass
 class Config:
     seed: int = 0  # random seed: weights, choice and order of images, flips, shifts, wrong labels
-    table: str = "findings"  # findings, write-up or depth
+    table: str = "findings"  # findings, write-up, depth or twin
     only: str = ""  # run only the variants whose name contains this text
     train_subset: int = 0  # training images of every variant (0: as many as the table says)
     n_epochs: int = 0  # epochs of every variant (0: as many as the table says)
@@ -94,6 +95,17 @@ def peers(strength):
     return step
 
 
+def lr_factors(factors):
+    """train.ff_step, in which layer i learns at factors[i] times the learning rate."""
+
+    def step(layers, opts, *others):
+        for opt, factor in zip(opts, factors, strict=True):
+            opt.lr *= factor  # train_epoch sets it before every step
+        return train.ff_step(layers, opts, *others)
+
+    return step
+
+
 def raw_step(layers, opts, images, labels, cfg, rng, n_classes):
     """train.ff_step_pairs for the slot, without the renormalisation between layers."""
     B = len(images)
@@ -127,6 +139,7 @@ def raw_goodness(layers, images, cfg, n_classes):
 
 PAIRS = {"negatives": "uniform", "neutral": False}  # rows that keep their label
 ALL = {"train_subset": 45000, "n_epochs": 30}
+WIDTHS = {c: {"channels": c, "beta": 64.0 * c} for c in (8, 16, 32)}
 
 # table -> what its reference changes of train.py's defaults, and lines of (group, name, what differs from the
 # reference). "step" and "goodness" are functions in place of train.py's own.
@@ -135,7 +148,7 @@ TABLES = {
         {"train_subset": 20000, "n_epochs": 6, "bp_baseline": False},
         [
             ("reference", "reference", {}),
-            *(("sharpness", f"beta {b}", {"beta": b}) for b in (1.0, 16.0, 128.0, 4096.0)),
+            *(("sharpness", f"beta {b:g}", {"beta": b}) for b in (1.0, 4.0, 16.0, 64.0, 256.0, 4096.0)),
             *(
                 ("pairs, neutral", f"{kind} negatives, margin, beta {b:g}", {"negatives": kind, "beta": b})
                 for kind in ("uniform", "hard", "sampled")
@@ -158,7 +171,7 @@ TABLES = {
                 )
                 for b in (1.0, 16.0, 128.0)
             ),
-            *(("width", f"{c} channels", {"channels": c}) for c in (8, 32)),
+            *(("width", f"{c} channels, beta {64 * c}", WIDTHS[c]) for c in (8, 32)),
             *(("fields", f"fields {rf}", {"rf": rf}) for rf in ("11,5", "5,5", "9,5")),
             ("depth", "1 layer", {"n_layers": 1}),
             ("depth", "3 layers", {"n_layers": 3}),
@@ -171,8 +184,12 @@ TABLES = {
             *(("batch", f"batch {n}", {"batch_size": n}) for n in (32, 128)),
             ("label weights", "label weights start at 0.1 of that", {"label_scale": 0.1}),
             ("goodness", "a loss per quarter of the map", {"step": regions(2)}),
-            ("goodness", "a loss per location, beta 16", {"step": regions(0), "beta": 16.0}),
-            *(("peers", f"peer normalisation {p:g}", {"peers": p}) for p in (0.1, 1.0, 10.0)),
+            *(
+                ("goodness", f"a loss per location, beta {b:g}", {"step": regions(0), "beta": b})
+                for b in (4.0, 16.0, 64.0)
+            ),
+            *(("peers", f"peer normalisation {p:g}", {"peers": p}) for p in (10.0, 100.0, 1000.0)),
+            ("dead units", "half the learning rate in layer 1", {"lr_factors": (1.0, 0.5)}),
         ],
     ),
     "write-up": (
@@ -201,9 +218,18 @@ TABLES = {
     "depth": (
         {"train_subset": 20000, "n_epochs": 8},
         [
-            (f"{c} channels", f"{n} layer{'s' if n > 1 else ''}, {c} channels", {"n_layers": n, "channels": c})
-            for c in (8, 16, 32)
+            # beta multiplies a mean over the units: it grows with their number, as a sum of squares would
+            (f"{c} channels", f"{n} layer{'s' if n > 1 else ''}, {c} channels", WIDTHS[c] | {"n_layers": n})
+            for c in WIDTHS
             for n in (1, 2, 3, 4)
+        ],
+    ),
+    "twin": (
+        {"train_subset": 20000, "n_epochs": 8},
+        [
+            ("reference", "reference", {}),
+            *(("learning rate", f"learning rate {lr}", {"bp_lr": lr}) for lr in (0.0003, 0.0005, 0.002, 0.003)),
+            *(("weight decay", f"weight decay {d}", {"weight_decay": d}) for d in (0.01, 0.1)),
         ],
     ),
 }
@@ -214,6 +240,8 @@ def run_variant(settings, table, cfg, ds, seed):
     settings = dict(settings)
     if "peers" in settings:
         settings["step"] = peers(settings.pop("peers"))  # anew for every run: it keeps running means
+    if "lr_factors" in settings:
+        settings["step"] = lr_factors(settings.pop("lr_factors"))
     label_scale = settings.pop("label_scale", 1)
     step, goodness = settings.pop("step", None), settings.pop("goodness", train.ff_goodness)
     chosen = replace(train.Config(), **TABLES[table][0] | settings, seed=seed, eval_subset=cfg.validation)
@@ -285,11 +313,15 @@ def main():
             print(f"seed {seed}  {name:50s} {scores}  {time.perf_counter() - begin:.0f} s", flush=True)
     lines = [line for line in record.read(folder) if "variant" in line]
     record.append(folder, {"final": {"lines": len(lines)}})
-    print(f"validation accuracy, mean ± sd over {len(seeds)} seeds")
+    print(f"validation accuracy over {len(seeds)} seed{'s, mean ± sd' if len(seeds) > 1 else ''}")
     for _, name, _ in variants:
         own = [line for line in lines if line["variant"] == name]
-        scores = [(net, mean_sd([100 * line[net]["val_acc"] for line in own])) for net in ("ff", "bp") if net in own[0]]
-        print(f"  {name:50s} " + "  ".join(f"{net.upper()} {m:.2f} ± {s:.2f} %" for net, (m, s) in scores))
+        scores = []
+        for net in ("ff", "bp"):
+            if net in own[0]:
+                mean, sd = mean_sd([100 * line[net]["val_acc"] for line in own])
+                scores.append(f"{net.upper()} {mean:.2f}{f' ± {sd:.2f}' if len(own) > 1 else ''} %")
+        print(f"  {name:50s} {'  '.join(scores)}")
 
 
 if __name__ == "__main__":

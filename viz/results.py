@@ -158,19 +158,32 @@ def lc_goodness(all_runs):
 
 
 def effects(all_runs):
-    """One row per variant of an exploration: its difference from the reference, seed by seed."""
+    """One row per variant of an exploration: its difference from the reference, seed by seed, for FF and for BP."""
     rows = []
     for (run,) in all_runs:
-        lines = [line for line in run if "variant" in line]
-        own = {}  # variant -> seed -> percent
-        for line in lines:
-            own.setdefault((line["group"], line["variant"]), {})[line["seed"]] = 100 * line["ff"]["val_acc"]
-        reference = own.pop(("reference", "reference"))
-        rows.append(["reference", "reference", "–", spread(list(reference.values())), len(reference)])
-        for (group, name), scores in own.items():
-            difference = spread([scores[seed] - reference[seed] for seed in scores], sign=True)
-            rows.append([group, name, difference, spread(list(scores.values())), len(scores)])
-    return markdown(["Group", "What changes", "Effect, points", "Validation accuracy, %", "n"], rows)
+        scores = {}  # variant -> net -> seed -> percent
+        for line in run:
+            for net in ("ff", "bp"):
+                if "variant" in line and net in line:
+                    of_net = scores.setdefault((line["group"], line["variant"]), {}).setdefault(net, {})
+                    of_net[line["seed"]] = 100 * line[net]["val_acc"]
+            if line.get("variant") == "reference" and len(line["ff"]["layer_acc"]) > 1:
+                for i, alone in enumerate(line["ff"]["layer_acc"]):
+                    of_net = scores.setdefault(("vote", f"layer {i} alone"), {}).setdefault("ff", {})
+                    of_net[line["seed"]] = 100 * alone
+        reference = scores["reference", "reference"]
+        for (group, name), own in scores.items():
+            row = [group, name] if group != name else ["", name]
+            for net in reference:
+                of_net = own.get(net, {})
+                effect = [of_net[seed] - reference[net][seed] for seed in of_net]
+                row += ["–" if group == name or not effect else spread(effect, sign=True), spread(of_net.values())]
+            rows.append([*row, len(own["ff"])])
+    if not rows:
+        return "No results yet."
+    nets = ["FF", "BP twin"][: len(reference)]
+    columns = [f"{net} {what}" for net in nets for what in ("effect, points", "validation accuracy, %")]
+    return markdown(["Group", "What changes", *columns, "n"], rows)
 
 
 def lc_deviations(all_runs):
@@ -191,6 +204,7 @@ TABLES = {  # name in the README -> folder in results/, function
     "ff_cifar_lc-deviations": ("ff_cifar_lc_deviations", lc_deviations),
     "ff_cifar_lc-findings": ("ff_cifar_lc_findings", effects),
     "ff_cifar_lc-write-up": ("ff_cifar_lc_write-up", effects),
+    "ff_cifar_lc-twin": ("ff_cifar_lc_twin", effects),
 }
 
 

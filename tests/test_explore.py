@@ -1,4 +1,4 @@
-"""explore.py: every variant changes what it says and nothing else, a killed table goes on, and tables are differences."""
+"""explore.py: a variant changes what it says and nothing else, a killed table goes on, effects are paired."""
 
 import json
 import subprocess
@@ -13,8 +13,6 @@ import train
 from test_viz import lines
 
 from common import data, record
-from common.goodness import MeanSquare
-from common.labels import wrong_labels
 from viz import ff_cifar_lc_depth, results
 
 ROOT = Path(__file__).resolve().parent.parent

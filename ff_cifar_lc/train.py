@@ -425,8 +425,14 @@ def checkpoint(folder, epoch, ff, bp, rngs):
 
 def progress_line(epoch, cfg, ff, bp, n, left):
     """One line per epoch, for people."""
+
+    def goodness(right, wrong):
+        if cfg.loss == "threshold":
+            return f"g {right:.2f}/{wrong:.2f}"
+        return f"margin {cfg.beta * (right - wrong):.2f}"  # all that the loss sees; g+ and g- differ in late digits
+
     layers = "  ".join(
-        f"L{i} loss {loss:.3f} g {p:.2f}/{m:.2f}"
+        f"L{i} loss {loss:.3f} {goodness(p, m)}"
         for i, (loss, p, m) in enumerate(zip(ff["loss"], ff["g_pos"], ff["g_neg"], strict=True))
     )
 

@@ -351,6 +351,8 @@ def test_the_concept_picture(tmp_path, monkeypatch):
         call(concept, monkeypatch, "--out", tmp_path / "made" / name)
     a, b = ((tmp_path / "made" / name).read_bytes() for name in ("a.png", "b.png"))
     assert a == b and len(a) < 300_000
+    done = script("concept", "--out", tmp_path / "a.xyz", cwd=tmp_path)
+    assert done.returncode == 2 and "PNG" in done.stderr and done.stderr.count("\n") == 1
 
 
 def commit_record(root, name, **kind):

@@ -66,7 +66,7 @@ def epoch_axis(ax, last, first=1):
     """Whole epochs on the x axis."""
     ax.set_xlabel("epoch")
     ax.set_xlim(first - 0.4, last + 0.4)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
 
 
 def outline(ax, left, top, width, height, color, line=2.0):
@@ -93,6 +93,8 @@ def pixels(fig):
 
 def save(fig, path):
     """Write a small PNG without dates or versions: the same figure gives the same bytes."""
+    if Path(path).suffix.lower() != ".png":
+        raise RecordError(f"{path}: pictures are PNG files; choose a name that ends in .png")
     pixels(fig).save(path, optimize=True)
 
 

@@ -98,10 +98,13 @@ def torch_network(layers, cfg, threads):
         h, labels = torch.from_numpy(images), torch.from_numpy(labels)
         for p, U, opt in zip(params, units, opts, strict=True):
             a = linear(h, *p)
+            y = a.detach().relu()
+            m = y.mean(dim=0)
+            pull = cfg.peer * 2 * cfg.beta / y.numel() * (m - m.mean())
             opt.zero_grad()
-            cross_entropy(cfg.beta * goodness_under(a, U), labels).backward()
+            (cross_entropy(cfg.beta * goodness_under(a, U), labels) + (a * pull).sum()).backward()
             opt.step()
-            h = normalised(a.detach().relu())
+            h = normalised(y)
 
     def goodness_of_all_labels(images):
         h, g = torch.from_numpy(images), []

@@ -96,6 +96,17 @@ def rms_inverse(g, eps=1e-8):
     return 1 / namespace(g).sqrt(g + eps)
 
 
+def peer_pull(y, strength):
+    """Peer normalisation: strength (m - mean of m), m the batch's mean of every unit of y (B, ...) -> (...).
+
+    Added to the loss's gradient by what enters the ReLUs, also where a ReLU is off, it pulls every unit's mean activity
+    towards the layer's mean: no unit can stay silent for ever, and none can be on for everything. (Hinton 2022, section
+    3; his program has a running mean over batches, strength 0.03, and goodness's gradient without its factor 2.)
+    """
+    m = y.mean(axis=0)
+    return strength * (m - m.mean())
+
+
 def label_loss(g, labels, beta):
     """Softmax cross-entropy over goodness: g (B, K) of every label, labels (B,) -> L (a number), dL/dg (B, K)."""
     loss, d = softmax_cross_entropy(beta * g, labels)

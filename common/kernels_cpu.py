@@ -498,10 +498,11 @@ def label_goodness(a, u, g):
 
 
 @njit(parallel=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def label_error(a, u, c, da, du):
-    """d = c[place, k, i] ReLU(a[oy, ox, o, i] + u[oy, ox, k, o]), summed over k into da, over i into du.
+def label_error(a, u, c, pull, da, du):
+    """d = c[place, k, i] ReLU(a[oy, ox, o, i] + u[oy, ox, k, o]): da = pull + its sum over k, du = its sum over i.
 
-    a and da (OH, OW, O, B), u and du (OH, OW, K, O), c (OH*OW, K, B), or (1, K, B) for the same c everywhere.
+    a and da (OH, OW, O, B), u and du (OH, OW, K, O), c (OH*OW, K, B), or (1, K, B) for the same c everywhere,
+    pull (OH, OW, O).
     fastmath: the sum over i may use whole registers.
     """
     OH, OW, O, B = a.shape
@@ -510,7 +511,7 @@ def label_error(a, u, c, da, du):
             place = (oy * OW + ox) % len(c)
             for o in range(O):
                 for i in range(B):
-                    da[oy, ox, o, i] = 0
+                    da[oy, ox, o, i] = pull[oy, ox, o]
                 for k in range(u.shape[2]):
                     total = np.float32(0)
                     for i in range(B):
@@ -534,10 +535,10 @@ def add_labels(a, u, labels, y):
 
 
 @njit(parallel=True, cache=True)
-def add_labels_grad(dy, y, labels, da, du):
-    """dz = dy where y > 0, else 0; its rows of one image are added up in da, those of one label in du.
+def add_labels_grad(dy, y, labels, pull, da, du):
+    """dz = pull + (dy where y > 0, else 0); its rows of one image are added up in da, those of one label in du.
 
-    dy and y (OH, OW, O, n*B), da (OH, OW, O, B), du (OH, OW, K, O).
+    dy and y (OH, OW, O, n*B), pull (OH, OW, O), da (OH, OW, O, B), du (OH, OW, K, O).
     """
     OH, OW, O, B = da.shape
     for oy in prange(OH):
@@ -548,5 +549,6 @@ def add_labels_grad(dy, y, labels, da, du):
                 for first in range(0, len(labels), B):
                     for i in range(B):
                         dz = dy[oy, ox, o, first + i] if y[oy, ox, o, first + i] > 0 else np.float32(0)
+                        dz += pull[oy, ox, o]
                         da[oy, ox, o, i] += dz
                         du[oy, ox, labels[first + i], o] += dz

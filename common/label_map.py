@@ -62,10 +62,11 @@ class LabelMap:
         kernels(a).label_goodness(batch_innermost(a), U, means)
         return means.transpose(3, 0, 1, 2)
 
-    def backward_goodness(self, dg, a, cache):
+    def backward_goodness(self, dg, a, cache, pull=None):
         """dg (B, K) = dL/dg, a and cache from `image_part` -> grads {"W", "b", "U"}.
 
         For a loss on single locations: dg (B, OH, OW, K), its derivative by `goodness_map`.
+        pull (OH, OW, O), from goodness.peer_pull: added to dL/da of every image.
         """
         U = self.params["U"]
         units = a.size // len(a) if dg.ndim == 2 else a.shape[3]
@@ -73,12 +74,13 @@ class LabelMap:
         if kernels(a) is None:
             xp = namespace(a)
             d = xp.stack([factor[..., k, None] * self._under(a, k) for k in range(U.shape[2])])
-            _, grads = self.layer.backward(d.sum(axis=0), cache)
+            _, grads = self.layer.backward(d.sum(axis=0) + (0 if pull is None else pull), cache)
             return grads | {"U": d.sum(axis=1).transpose(1, 2, 0, 3)}  # (K, OH, OW, O) -> (OH, OW, K, O)
         inner = batch_innermost(a)  # (OH, OW, O, B)
         da, dU = aligned(inner.shape), aligned(U.shape)
         factor = batch_innermost(factor.astype(np.float32))
-        kernels(a).label_error(inner, U, factor.reshape(-1, *factor.shape[2:]), da, dU)
+        pull = np.zeros(self.out_shape, np.float32) if pull is None else pull
+        kernels(a).label_error(inner, U, factor.reshape(-1, *factor.shape[2:]), pull, da, dU)
         _, grads = self.layer.backward(da.transpose(3, 0, 1, 2), cache)
         return grads | {"U": dU}
 
@@ -106,8 +108,11 @@ class LabelMap:
         kernels(a).add_labels(batch_innermost(a), U, labels, y)
         return y.transpose(3, 0, 1, 2)
 
-    def backward(self, dy, cache, need_dx=False):
-        """dy (n*B, OH, OW, O) = dL/dy -> None, grads {"W", "b", "U"}."""
+    def backward(self, dy, cache, need_dx=False, pull=None):
+        """dy (n*B, OH, OW, O) = dL/dy -> None, grads {"W", "b", "U"}.
+
+        pull (OH, OW, O), from goodness.peer_pull: added to every row's gradient by what enters the ReLU.
+        """
         if need_dx:
             raise ValueError("LabelMap computes no input gradient: Forward-Forward needs none")
         y, labels, cache = cache
@@ -115,11 +120,12 @@ class LabelMap:
         dy = dy.astype(y.dtype, copy=False)
         if kernels(y) is None:
             xp = namespace(y)
-            dz = dy * (y > 0)
+            dz = dy * (y > 0) + (0 if pull is None else pull)
             _, grads = self.layer.backward(dz.reshape(-1, B, *self.out_shape).sum(axis=0), cache)
             one_hot = xp.eye(U.shape[2], dtype=dz.dtype)[labels]  # (n*B, K)
             return None, grads | {"U": xp.einsum("rijo,rk->ijko", dz, one_hot)}
         da, dU = aligned((*self.out_shape, B)), aligned(U.shape)
-        kernels(y).add_labels_grad(batch_innermost(dy), batch_innermost(y), labels, da, dU)
+        pull = np.zeros(self.out_shape, np.float32) if pull is None else pull
+        kernels(y).add_labels_grad(batch_innermost(dy), batch_innermost(y), labels, pull, da, dU)
         _, grads = self.layer.backward(da.transpose(3, 0, 1, 2), cache)
         return None, grads | {"U": dU}

@@ -40,7 +40,15 @@ import numpy as np
 from common import augment
 from common.evaluate import accuracy, in_batches, mean_sd, per_class_accuracy, rank_correlation
 from common.functions import relu
-from common.goodness import MeanSquare, label_loss, margin_loss, normalise, softmax_cross_entropy, threshold_loss
+from common.goodness import (
+    MeanSquare,
+    label_loss,
+    margin_loss,
+    normalise,
+    peer_pull,
+    softmax_cross_entropy,
+    threshold_loss,
+)
 from common.label_map import LabelMap
 from common.label_sharing import SharedPair, goodness_of_labels
 from common.labels import hardest_labels, sampled_labels, write_slot, wrong_labels
@@ -61,6 +69,7 @@ class Config:
     neutral: bool = True  # hand on activities without any label (--no-neutral: pairs of rows that keep their label)
     loss: str = "margin"  # of a pair: margin or threshold (with --negatives all: softmax cross-entropy)
     beta: float = 1024.0  # sharpness: FF's losses multiply goodness by it
+    peer: float = 0.001  # strength of peer normalisation, which keeps units from falling silent for ever (0: off)
     threshold: float = 2.0  # theta of the threshold loss, the goodness that separates right from wrong
     batch_size: int = 64  # images per step
     lr: float = 0.003  # Adam's learning rate for FF
@@ -89,7 +98,7 @@ PRESETS = {
     "quick": {"n_epochs": 5, "channels": 8, "train_subset": 20000},
     "write-up": {"label": "slot", "negatives": "uniform", "neutral": False, "loss": "threshold", "beta": 1.0}
     | {"n_epochs": 10, "channels": 8, "rf": "11,5", "train_subset": 10000, "lr": 0.01, "bp_lr": 0.01}
-    | {"schedule": "constant", "flip": False, "shift": 0, "skip_first": True},
+    | {"schedule": "constant", "flip": False, "shift": 0, "skip_first": True, "peer": 0.0},
 }
 
 
@@ -100,8 +109,10 @@ def ff_step(layers, opts, images, labels, cfg, rng, n_classes):
         a, cache = layer.image_part(h)  # (B, H, W, C), whatever the label
         g = layer.goodness(a)  # (B, K), goodness of this layer alone
         loss, dg, g_neg = compare(g, labels, cfg, rng)
-        opt.step(layer.backward_goodness(dg, a, cache))  # nothing leaves this layer
-        h = normalise(relu(a))  # no label, and no goodness, for the next layer to read
+        y = relu(a)
+        pull = peer_pull(y, cfg.peer * 2 * cfg.beta / y.size)  # next to goodness's gradient, which is of that size
+        opt.step(layer.backward_goodness(dg, a, cache, pull))  # nothing leaves this layer
+        h = normalise(y)  # no label, and no goodness, for the next layer to read
         log.append((loss, g[np.arange(len(g)), labels].mean(), g_neg))
     return np.array(log)  # (n_layers, 3)
 
@@ -155,7 +166,8 @@ def ff_step_pairs(layers, opts, images, labels, cfg, rng, n_classes):
         y, cache = layer.forward(h) if cfg.label == "slot" else layer.forward(h, both)  # (2B, H, W, C)
         g, squares = MeanSquare().forward(y)
         loss, dg = pair_loss(g, cfg)
-        _, grads = layer.backward(MeanSquare().backward(dg, squares), cache, need_dx=False)
+        pull = {} if cfg.label == "slot" else {"pull": peer_pull(y, cfg.peer * 4 * cfg.beta / y.size)}
+        _, grads = layer.backward(MeanSquare().backward(dg, squares), cache, need_dx=False, **pull)
         opt.step(grads)
         h = normalise(y, g)
         log.append((loss, g[:B].mean(), g[B:].mean()))
@@ -305,8 +317,10 @@ def check(cfg, ds):
          f"--eval-subset {cfg.eval_subset}: {ds.name} has {len(ds.x_test)} test images"),
         (not all(0 < rate < np.inf for rate in (cfg.lr, cfg.bp_lr, cfg.beta)),
          "--lr, --bp-lr and --beta must be positive numbers"),
-        (not 0 <= cfg.weight_decay < np.inf or not np.isfinite(cfg.threshold),
-         f"--weight-decay {cfg.weight_decay} or --threshold {cfg.threshold} is no usable number"),
+        (not 0 <= cfg.weight_decay < np.inf or not 0 <= cfg.peer < np.inf,
+         f"--weight-decay {cfg.weight_decay} and --peer {cfg.peer}: 0 or more"),
+        (not np.isfinite(cfg.threshold), f"--threshold {cfg.threshold} is no number"),
+        (cfg.label == "slot" and cfg.peer, "--label slot has no peer normalisation: add --peer 0"),
         (not all(part.isdigit() for part in cfg.rf.split(",")), f"--rf {cfg.rf}: give sides like 11,5"),
         (cfg.label == "slot" and (cfg.negatives == "all" or cfg.neutral),
          "--label slot: a painted label is in all that is handed on, so add --no-neutral --negatives uniform"),

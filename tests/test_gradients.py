@@ -113,12 +113,27 @@ def test_label_map_all_labels():
     grads = layer.backward_goodness(dg, a, cache)
     assert set(grads) == set(layer.params)
     gradcheck.check(lambda: objective()[0], layer.params, grads)
+    pull = rng.standard_normal(layer.out_shape)  # what is added to dL/da: as a loss, pull * a, without any ReLU
+    gradcheck.check(
+        lambda: objective()[0] + np.sum(pull * layer.image_part(x)[0]),
+        layer.params,
+        layer.backward_goodness(dg, a, cache, pull),
+    )
     weights = rng.standard_normal((5, *layer.out_shape[:2], 4))  # a loss on single locations
     gradcheck.check(
         lambda: np.sum(weights * layer.goodness_map(layer.image_part(x)[0])),
         layer.params,
         layer.backward_goodness(weights, a, cache),
     )
+
+
+def test_peer_pull_points_to_the_layers_mean():
+    y = np.maximum(rng.standard_normal((6, 4, 3, 2)), 0)
+    y[..., 0, 1] = 0  # two columns of a unit that is always off
+    pull = goodness.peer_pull(y, 0.5)
+    m = np.mean([*y], axis=0)
+    assert pull.shape == (4, 3, 2) and np.allclose(pull, 0.5 * (m - m.mean())) and np.isclose(pull.sum(), 0)
+    assert (pull[..., 0, 1] < 0).all()  # descent raises what is silent
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
@@ -132,6 +147,13 @@ def test_label_map_rows(n):
     none, grads = layer.backward(weights, cache)
     assert none is None and set(grads) == set(layer.params)
     gradcheck.check(lambda: np.sum(weights * layer.forward(x, labels)[0]), layer.params, grads)
+    pull = rng.standard_normal(layer.out_shape)
+
+    def pulled():
+        z = np.concatenate([layer.image_part(x)[0]] * n) + layer.params["U"][:, :, labels].transpose(2, 0, 1, 3)
+        return np.sum(weights * layer.forward(x, labels)[0]) + np.sum(pull * z)
+
+    gradcheck.check(pulled, layer.params, layer.backward(weights, cache, pull=pull)[1])
     with pytest.raises(ValueError, match="no input gradient"):
         layer.backward(weights, cache, need_dx=True)
 

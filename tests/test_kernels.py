@@ -189,15 +189,19 @@ def test_label_map(B, O, K):
     assert np.allclose(g64, np.stack([MeanSquare().forward(exact._under(a64, k))[0] for k in range(K)], axis=1))
     dg = rng.standard_normal(g.shape).astype(np.float32)
     dmap = rng.standard_normal((B, *fast.out_shape[:2], K)).astype(np.float32)
-    mapped, mapped64 = fast.backward_goodness(dmap, a, cache), exact.backward_goodness(np.float64(dmap), a64, cache64)
+    pull = rng.standard_normal(fast.out_shape).astype(np.float32)
+    mapped, mapped64 = (
+        layer.backward_goodness(dmap.astype(pull.dtype), *part, pull)
+        for layer, part, pull in ((fast, (a, cache), pull), (exact, (a64, cache64), np.float64(pull)))
+    )
     ours, reference = fast.backward_goodness(dg, a, cache), exact.backward_goodness(np.float64(dg), a64, cache64)
     y, cache = fast.forward(x, labels)
     y64, cache64 = exact.forward(np.float64(x), labels)
     near(y, y64)
     dy = rng.standard_normal(y.shape).astype(np.float32)
     dy[(y > 0) != (y64 > 0)] = 0  # an input within rounding of the ReLU's kink
-    _, rows = fast.backward(dy, cache)
-    _, rows64 = exact.backward(np.float64(dy), cache64)
+    _, rows = fast.backward(dy, cache, pull=pull)
+    _, rows64 = exact.backward(np.float64(dy), cache64, pull=np.float64(pull))
     for k in fast.params:
         near(ours[k], reference[k])
         near(mapped[k], mapped64[k])

@@ -33,10 +33,11 @@ WRITE_UP_CONFIG |= {"flip": False, "shift": 0, "schedule": "constant", "weight_d
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
-def groups(folder):
-    """The records in a folder, as one list of runs (a run: its lines) for all that share settings and data."""
+def groups(folder, kind=""):
+    """The records in a folder whose name begins with `kind`, as one list of runs (a run: its lines) for all that share
+    settings and data."""
     found = {}
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted(folder.glob(f"{kind}*.jsonl")):
         lines = record.read(path)
         if not lines or "final" not in lines[-1]:
             raise record.RecordError(f"{path} has no final line: only finished runs belong in results/")
@@ -197,14 +198,15 @@ def lc_deviations(all_runs):
     return markdown(["Activity handed on", "Prediction by", "Test accuracy, %", "Command"], rows)
 
 
-TABLES = {  # name in the README -> folder in results/, function
-    "ff_cifar_lc": ("ff_cifar_lc", lc_accuracy),
-    "ff_cifar_lc-classes": ("ff_cifar_lc", lc_classes),
-    "ff_cifar_lc-goodness": ("ff_cifar_lc", lc_goodness),
-    "ff_cifar_lc-deviations": ("ff_cifar_lc_deviations", lc_deviations),
-    "ff_cifar_lc-findings": ("ff_cifar_lc_findings", effects),
-    "ff_cifar_lc-write-up": ("ff_cifar_lc_write-up", effects),
-    "ff_cifar_lc-twin": ("ff_cifar_lc_twin", effects),
+TABLES = {  # name in the README -> folder in results/, how the records' names begin, function
+    "ff_cifar_lc": ("ff_cifar_lc", "", lc_accuracy),
+    "ff_cifar_lc-classes": ("ff_cifar_lc", "default", lc_classes),
+    "ff_cifar_lc-write-up-classes": ("ff_cifar_lc", "write-up", lc_classes),
+    "ff_cifar_lc-goodness": ("ff_cifar_lc", "write-up", lc_goodness),
+    "ff_cifar_lc-deviations": ("ff_cifar_lc_deviations", "", lc_deviations),
+    "ff_cifar_lc-findings": ("ff_cifar_lc_findings", "", effects),
+    "ff_cifar_lc-write-up": ("ff_cifar_lc_write-up", "", effects),
+    "ff_cifar_lc-twin": ("ff_cifar_lc_twin", "", effects),
 }
 
 
@@ -215,8 +217,8 @@ def fill(text, root, readme):
         name = match[1]
         if name not in TABLES:
             raise record.RecordError(f"{readme}: there is no table {name}; there are {', '.join(TABLES)}")
-        folder, make = TABLES[name]
-        runs = groups(root / "results" / folder)
+        folder, kind, make = TABLES[name]
+        runs = groups(root / "results" / folder, kind)
         body = make(runs) if runs else "No results yet."
         return f"<!-- results:{name} -->\n{body}\n<!-- /results:{name} -->"
 

@@ -12,6 +12,7 @@ Symbols
     g_k  (B,)              goodness of label k, mean over the layer of y_k^2
     L    a number          -log softmax(beta g)[right label]: one loss per layer, over the goodness of all ten labels
     h    like a            what the next layer sees: ReLU(a), no label in it, scaled so that the mean of h^2 is 1
+    pull (H, W, C)         peer normalisation: added to dL/da, it keeps units from falling silent for ever
     Prediction: the label with the largest sum of g over the layers.
 
 Variants (flags)
@@ -19,10 +20,10 @@ Variants (flags)
     --no-neutral                           pairs in which each row hands on its own y_k, as in the papers
     --preset write-up                      a public write-up of Hinton's experiment (README.md, "The write-up"): the
                                            label painted into a corner of the image, pairs, Hinton's loss
-Run
-    python ff_cifar_lc/train.py --seed 0
-    python ff_cifar_lc/train.py --preset quick
-    python ff_cifar_lc/train.py --preset write-up
+Run                                                    on two cores, test accuracy of FF and BP (ff_cifar_lc/README.md)
+    python ff_cifar_lc/train.py --seed 0               3 minutes, 69 and 68 %
+    python ff_cifar_lc/train.py --preset quick         30 seconds, 60 and 58 %
+    python ff_cifar_lc/train.py --preset write-up      30 seconds, 25 and 38 %
 """
 
 import os

@@ -101,7 +101,7 @@ def peer_pull(y, strength):
 
     Added to the loss's gradient by what enters the ReLUs, also where a ReLU is off, it pulls every unit's mean activity
     towards the layer's mean: no unit can stay silent for ever, and none can be on for everything. (Hinton 2022, section
-    3; his program has a running mean over batches, strength 0.03, and goodness's gradient without its factor 2.)
+    3.2; his program has a running mean over batches, strength 0.03, and goodness's gradient without its factor 2.)
     """
     m = y.mean(axis=0)
     return strength * (m - m.mean())

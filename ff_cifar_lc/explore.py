@@ -243,7 +243,6 @@ def run_variant(settings, table, cfg, ds, seed):
         if bp:
             line.setdefault("bp", {"seconds": seconds["bp"]})[key] = accuracy(train.bp_predict(bp[0], x), y)
     line["ff"]["layer_acc"] = [accuracy(layer.argmax(axis=1), y) for layer in g]  # g, y: of the validation images
-    line["ff"]["later_acc"] = accuracy(g[1:].sum(axis=0).argmax(axis=1), y) if len(g) > 1 else None
     return line
 
 

@@ -144,7 +144,7 @@ def test_a_table_is_recorded_resumed_and_judged_on_validation_images_only(tmp_pa
     (folder,) = (tmp_path / "out").iterdir()
     first, *rows, final = record.read(folder)
     assert first["seeds"] == [0, 1] and final == {"final": {"lines": 8}} and len(rows) == 8
-    assert {"val_acc", "train_acc", "layer_acc", "seconds", "later_acc"} == rows[0]["ff"].keys()
+    assert {"val_acc", "train_acc", "layer_acc", "seconds"} == rows[0]["ff"].keys()
     assert all(line["config"]["channels"] == 8 and line["config"]["beta"] == 512 for line in rows)
     assert "test" not in json.dumps(rows).replace("full_test", "")
     record.cut(folder, 4)  # killed after three lines

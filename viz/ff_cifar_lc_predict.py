@@ -83,9 +83,7 @@ def draw(image, g, votes, meta):
     fig = plt.figure(figsize=(9.6, 4.9), layout="constrained")
     left, right = fig.subfigures(1, 2, width_ratios=(1, 2.7))
     picture(left.subplots(), image, meta)
-    axes = right.subplots(1, len(rows), sharex=True, squeeze=False)[
-        0
-    ]  # one scale: lengths of layers add up to the vote
+    (axes,) = right.subplots(1, len(rows), sharex=True, squeeze=False)  # one scale: bars of layers add up to the vote
     for ax, title, values in zip(axes, panels, rows, strict=True):
         bars(ax, values, title, 6 if len(rows) < 4 else 3)
     axes[0].set_yticks(range(len(order)), [meta["class_names"][k] for k in order])

@@ -28,8 +28,8 @@ WRITE_UP = {"ff": 22.78, "bp": 38.31, "goodness": [(2.12, 1.84), (2.31, 1.79)]}
 WRITE_UP_DATA = "cifar10"
 WRITE_UP_CONFIG = {"n_epochs": 10, "n_layers": 2, "channels": 8, "rf": "11,5", "batch_size": 64, "lr": 0.01}
 WRITE_UP_CONFIG |= {"threshold": 2.0, "train_subset": 10000, "slot_rows": 3, "skip_first": True, "full_test": True}
-WRITE_UP_CONFIG |= {"label": "slot", "negatives": "uniform", "loss": "threshold", "beta": 1.0}
-WRITE_UP_CONFIG |= {"flip": False, "shift": 0, "schedule": "constant", "weight_decay": 0.0}
+WRITE_UP_CONFIG |= {"label": "slot", "negatives": "uniform", "loss": "threshold", "beta": 1.0, "neutral": False}
+WRITE_UP_CONFIG |= {"flip": False, "shift": 0, "schedule": "constant", "weight_decay": 0.0, "peer": 0.0}
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 

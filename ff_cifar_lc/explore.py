@@ -1,6 +1,6 @@
 """What each choice is worth: the same short run with one thing changed, FF only or FF beside BP, on held-out images.
 
-Four tables of variants, each line a change of one reference run. Settings are chosen here, on the validation images;
+Five tables of variants, each line a change of one reference run. Settings are chosen here, on the validation images;
 no test image is ever looked at. Everything that train.py has a flag for is run by train.py's own functions; below are
 the few variants that it has no flag for.
 
@@ -8,6 +8,7 @@ the few variants that it has no flag for.
     write-up    the write-up's own explanations of its 23 %, tested with its label slot
     depth       1 to 4 layers, 8 to 32 channels, FF beside BP
     twin        the learning rate and the weight decay of the BP twin, so that FF is compared with BP at its best
+    long        the choices again that a longer run could change, for the two-hour run
 
 Run
     python ff_cifar_lc/explore.py --table findings --seeds 0-2
@@ -36,7 +37,7 @@ from common.labels import write_slot, wrong_labels
 @dataclass
 class Config:
     seed: int = 0  # random seed: weights, choice and order of images, flips, shifts, wrong labels
-    table: str = "findings"  # findings, write-up, depth or twin
+    table: str = "findings"  # findings, write-up, depth, twin or long
     only: str = ""  # run only the variants whose name contains this text
     train_subset: int = 0  # training images of every variant (0: as many as the table says)
     n_epochs: int = 0  # epochs of every variant (0: as many as the table says)
@@ -206,6 +207,17 @@ TABLES = {
             ("reference", "reference", {}),
             *(("learning rate", f"learning rate {lr}", {"bp_lr": lr}) for lr in (0.0003, 0.0005, 0.002, 0.003)),
             *(("weight decay", f"weight decay {d}", {"weight_decay": d}) for d in (0.01, 0.1)),
+        ],
+    ),
+    "long": (
+        {"n_epochs": 20},
+        [
+            ("reference", "reference", {}),
+            ("augmentation", "shifts up to 4", {"shift": 4}),
+            *(("weight decay", f"weight decay {d}", {"weight_decay": d}) for d in (0.01, 0.1)),
+            ("fields", "fields 5,5", {"rf": "5,5"}),
+            ("depth", "3 layers", {"n_layers": 3}),
+            ("width", "32 channels, beta 2048", WIDTHS[32]),
         ],
     ),
 }

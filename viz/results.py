@@ -178,7 +178,7 @@ def effects(all_runs):
             for net in reference:
                 of_net = own.get(net, {})
                 effect = [of_net[seed] - reference[net][seed] for seed in of_net]
-                row += ["–" if group == name or not effect else spread(effect, sign=True), spread(of_net.values())]
+                row += ["–" if not any(effect) else spread(effect, sign=True), spread(of_net.values())]
             rows.append([*row, len(own["ff"])])
     if not rows:
         return "No results yet."
@@ -207,6 +207,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_cifar_lc-findings": ("ff_cifar_lc_findings", "", effects),
     "ff_cifar_lc-write-up": ("ff_cifar_lc_write-up", "", effects),
     "ff_cifar_lc-twin": ("ff_cifar_lc_twin", "", effects),
+    "ff_cifar_lc-long": ("ff_cifar_lc_long", "", effects),
 }
 
 

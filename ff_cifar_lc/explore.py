@@ -128,7 +128,7 @@ TABLES = {
             *(
                 ("pairs, neutral", f"{kind} negatives, margin, beta {b:g}", {"negatives": kind, "beta": b})
                 for kind in ("uniform", "hard", "sampled")
-                for b in (16.0, 128.0, 1024.0)
+                for b in (16.0, 128.0, 1024.0, 4096.0)
             ),
             *(
                 (
@@ -136,7 +136,11 @@ TABLES = {
                     f"{kind} negatives, margin, own label, beta {b:g}",
                     PAIRS | {"negatives": kind, "beta": b},
                 )
-                for kind, betas in (("uniform", (4.0, 16.0, 128.0, 1024.0)), ("hard", (128.0,)), ("sampled", (128.0,)))
+                for kind, betas in (
+                    ("uniform", (4.0, 16.0, 128.0, 1024.0, 4096.0)),
+                    ("hard", (128.0,)),
+                    ("sampled", (128.0,)),
+                )
                 for b in betas
             ),
             *(
@@ -215,6 +219,7 @@ TABLES = {
             ("reference", "reference", {}),
             ("augmentation", "shifts up to 4", {"shift": 4}),
             *(("weight decay", f"weight decay {d}", {"weight_decay": d}) for d in (0.01, 0.1)),
+            ("peers", "peer normalisation 0.01", {"peer": 0.01, "bp_baseline": False}),
             ("fields", "fields 5,5", {"rf": "5,5"}),
             ("depth", "3 layers", {"n_layers": 3}),
             ("width", "32 channels, beta 2048", WIDTHS[32]),
@@ -271,6 +276,8 @@ def main():
         cfg, seeds = Config(**lines[0]["config"]), lines[0]["seeds"]
         options.dataset = lines[0]["dataset"]["name"]
         done = {(line["variant"], line["seed"]) for line in lines if "variant" in line}
+        record.cut(folder, len(lines))  # a line that was not written whole goes
+        record.append(folder, {"resumed_after": len(done), "commit": record.commit()})
     threads = cli.set_threads(options.threads)
     cli.announce_compilation()
     ds = data.load(options.dataset, options.data_dir, auto="cifar10")

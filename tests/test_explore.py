@@ -147,10 +147,13 @@ def test_a_table_is_recorded_resumed_and_judged_on_validation_images_only(tmp_pa
     assert {"val_acc", "train_acc", "layer_acc", "seconds"} == rows[0]["ff"].keys()
     assert all(line["config"]["channels"] == 8 and line["config"]["beta"] == 512 for line in rows)
     assert "test" not in json.dumps(rows).replace("full_test", "")
-    record.cut(folder, 4)  # killed after three lines
+    record.cut(folder, 4)  # killed after three lines, in the middle of the fourth
+    with open(folder / "record.jsonl", "a") as file:
+        file.write('{"variant": "4 la')
     done = call(tmp_path, "--resume", str(folder))
     assert done.returncode == 0, done.stderr
-    again = record.read(folder)[1:-1]
+    assert {"resumed_after", "commit"} == record.read(folder)[4].keys()
+    again = [line for line in record.read(folder) if "variant" in line]
     for old, new in zip(rows, again, strict=True):
         assert (old["variant"], old["seed"], old["ff"]["val_acc"]) == (
             new["variant"],

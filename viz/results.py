@@ -173,7 +173,8 @@ def effects(all_runs):
                     of_net = scores.setdefault(("vote", f"layer {i} alone"), {}).setdefault("ff", {})
                     of_net[line["seed"]] = 100 * alone
         reference = scores["reference", "reference"]
-        for (group, name), own in scores.items():
+        order = list(dict.fromkeys(group for group, _ in scores))  # a group's lines stand together
+        for (group, name), own in sorted(scores.items(), key=lambda item: order.index(item[0][0])):
             row = [group, name] if group != name else ["", name]
             for net in reference:
                 of_net = own.get(net, {})

@@ -3,6 +3,7 @@
 import gradcheck
 import numpy as np
 import pytest
+import train
 
 from common import functions, goodness
 from common.label_map import LabelMap
@@ -88,6 +89,24 @@ def test_losses_of_goodness(beta):
     loss, dg = goodness.label_loss(g, labels, beta)
     assert np.isclose(loss, -np.mean(np.log(functions.softmax(beta * g)[np.arange(6), labels])))
     gradcheck.check(lambda: goodness.label_loss(g, labels, beta)[0], {"g": g}, {"g": dg})
+
+
+@pytest.mark.parametrize("loss", train.CHOICES["loss"])
+@pytest.mark.parametrize("negatives", train.CHOICES["negatives"])
+def test_every_choice_of_negatives(negatives, loss):
+    """What ff_cifar_lc makes of the goodness of every label: the loss, its gradient, and the wrong labels' goodness."""
+    cfg = train.Config(negatives=negatives, loss=loss, beta=3.0, threshold=0.2)
+    g, labels = rng.standard_normal((6, 4)), np.array([0, 3, 1, 1, 2, 0])
+
+    def objective():
+        return train.compare(g, labels, cfg, np.random.default_rng(1))  # the same draw each time
+
+    value, dg, g_neg = objective()
+    gradcheck.check(lambda: objective()[0], {"g": g}, {"g": dg})
+    wrong = (dg != 0) & ~np.eye(4, dtype=bool)[labels]  # which wrong labels the loss has seen
+    assert (wrong.sum(axis=1) == (3 if negatives == "all" else 1)).all() and np.isclose(g[wrong].mean(), g_neg)
+    if negatives == "hard":
+        assert np.allclose(g[wrong], np.where(np.eye(4, dtype=bool)[labels], -np.inf, g).max(axis=1))
 
 
 def label_map():

@@ -101,7 +101,7 @@ def test_every_choice_of_negatives(negatives, loss):
     def objective():
         return train.compare(g, labels, cfg, np.random.default_rng(1))  # the same draw each time
 
-    value, dg, g_neg = objective()
+    _, dg, g_neg = objective()
     gradcheck.check(lambda: objective()[0], {"g": g}, {"g": dg})
     wrong = (dg != 0) & ~np.eye(4, dtype=bool)[labels]  # which wrong labels the loss has seen
     assert (wrong.sum(axis=1) == (3 if negatives == "all" else 1)).all() and np.isclose(g[wrong].mean(), g_neg)

@@ -224,6 +224,7 @@ TABLES = {
             ("fields", "fields 5,5", {"rf": "5,5"} | FF_ONLY),
             ("depth", "3 layers", {"n_layers": 3} | FF_ONLY),
             ("width", "32 channels, beta 2048", WIDTHS[32] | FF_ONLY),
+            *(("epochs", f"40 epochs, shifts up to {n}", {"n_epochs": 40, "shift": n}) for n in (2, 4)),
         ],
     ),
 }

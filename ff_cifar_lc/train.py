@@ -97,6 +97,7 @@ CHOICES = {
 }
 PRESETS = {
     "quick": {"n_epochs": 5, "channels": 8, "train_subset": 20000},
+    "long": {"n_epochs": 50, "channels": 32, "rf": "5,5", "beta": 2048.0},
     "write-up": {"label": "slot", "negatives": "uniform", "neutral": False, "loss": "threshold", "beta": 1.0}
     | {"n_epochs": 10, "channels": 8, "rf": "11,5", "train_subset": 10000, "lr": 0.01, "bp_lr": 0.01}
     | {"schedule": "constant", "flip": False, "shift": 0, "skip_first": True, "peer": 0.0},

@@ -13,7 +13,7 @@ the few variants that it has no flag for.
 Run
     python ff_cifar_lc/explore.py --table findings --seeds 0-2
     python ff_cifar_lc/explore.py --table depth --only "3 layers" --seeds 0-2        lines whose name contains this
-    python ff_cifar_lc/explore.py --resume runs/ff_cifar_lc_findings/RUN --seeds 0-2     go on after the last line
+    python ff_cifar_lc/explore.py --resume runs/ff_cifar_lc_findings/RUN                 go on after the last line
 """
 
 import sys

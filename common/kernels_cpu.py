@@ -176,6 +176,70 @@ def _make_move(n):
     return move
 
 
+def _make_label_lanes():
+    """LANES images under every label, for `label_error`: with d_k = C[c0 + k*cs] max(A[a0] + U[u0 + k*us], 0),
+
+    T[t0] = P[p0] + sum_k d_k    and    S[k*LANES] += d_k            vectors, but for the numbers U and P; k < N
+    """
+    vector = ir.VectorType(ir.FloatType(), LANES)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+
+    @intrinsic
+    def label_lanes(typingctx, A, a0, U, u0, us, C, c0, cs, P, p0, T, t0, S, N):
+        signature = types.void(A, _INT, U, *[_INT] * 2, C, *[_INT] * 2, P, _INT, T, _INT, S, _INT)
+
+        def codegen(context, builder, signature, args):
+            A, a0, U, u0, us, C, c0, cs, P, p0, T, t0, S, N = args
+
+            def pointer(k, array, place):
+                return builder.gep(context.make_array(signature.args[k])(context, builder, array).data, [place])
+
+            def lanes(k, array, place):
+                return builder.bitcast(pointer(k, array, place), vector.as_pointer())
+
+            def broadcast(k, array, place):
+                undefined, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+                scalar = builder.load(pointer(k, array, place))
+                return builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, zeros)
+
+            a, none = builder.load(lanes(0, A, a0), align=4), ir.Constant(vector, [0.0] * LANES)
+            total = cgutils.alloca_once(builder, vector)
+            builder.store(broadcast(8, P, p0), total)
+            with cgutils.for_range(builder, N) as loop:
+                z = builder.fadd(a, broadcast(2, U, builder.add(u0, builder.mul(loop.index, us))))
+                z = builder.select(builder.fcmp_ordered(">", z, none), z, none)
+                c = builder.load(lanes(5, C, builder.add(c0, builder.mul(loop.index, cs))), align=4)
+                d = builder.fmul(c, z)
+                builder.store(builder.fadd(builder.load(total), d), total)
+                own = lanes(12, S, builder.mul(loop.index, ir.Constant(N.type, LANES)))
+                builder.store(builder.fadd(builder.load(own, align=4), d), own, align=4)
+            builder.store(builder.load(total), lanes(10, T, t0), align=4)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return label_lanes
+
+
+@intrinsic
+def _lane_sum(typingctx, S, s0):
+    """S[s0] + ... + S[s0 + LANES - 1]: halves are added to halves, always in this order."""
+    signature = types.float32(S, _INT)
+
+    def codegen(context, builder, signature, args):
+        vector = ir.VectorType(ir.FloatType(), LANES)
+        pointer = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        x = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=4)
+        half = LANES // 2
+        while half:
+            picks = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(k + half) % LANES for k in range(LANES)])
+            x = builder.fadd(x, builder.shuffle_vector(x, ir.Constant(vector, ir.Undefined), picks))
+            half //= 2
+        return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+
+    return signature, codegen
+
+
 @intrinsic
 def _prefetch(typingctx, D, d0):
     """Ask for the cache line of D[d0], to be written soon."""
@@ -197,7 +261,7 @@ _tile = _make_tile(ROWS, VECTORS, accumulate=True)
 _tile2 = _make_tile(2, VECTORS, accumulate=True)
 _tile1 = _make_tile(1, VECTORS, accumulate=True)
 _grad_tile = _make_tile(GRAD_ROWS, 1, accumulate=False)
-_transpose = _make_transpose()
+_transpose, _label_lanes = _make_transpose(), _make_label_lanes()
 _move, _move_half, _move_one = _make_move(LANES), _make_move(LANES // 2), _make_move(1)
 
 
@@ -497,28 +561,36 @@ def label_goodness(a, u, g):
                     g[oy, ox, k, i] *= share
 
 
-@njit(parallel=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@njit(parallel=True, cache=True)
 def label_error(a, u, c, pull, da, du):
     """d = c[place, k, i] ReLU(a[oy, ox, o, i] + u[oy, ox, k, o]): da = pull + its sum over k, du = its sum over i.
 
     a and da (OH, OW, O, B), u and du (OH, OW, K, O), c (OH*OW, K, B), or (1, K, B) for the same c everywhere,
     pull (OH, OW, O).
-    fastmath: the sum over i may use whole registers.
     """
     OH, OW, O, B = a.shape
+    K = u.shape[2]
+    whole = B // LANES * LANES
     for oy in prange(OH):
+        sums = aligned(K * LANES)
         for ox in range(OW):
             place = (oy * OW + ox) % len(c)
             for o in range(O):
-                for i in range(B):
-                    da[oy, ox, o, i] = pull[oy, ox, o]
-                for k in range(u.shape[2]):
-                    total = np.float32(0)
-                    for i in range(B):
+                sums[:] = 0
+                unit = (oy * OW + ox) * O + o
+                label = (oy * OW + ox) * K * O + o
+                for i in range(0, whole, LANES):
+                    at = unit * B + i
+                    _label_lanes(a, at, u, label, O, c, place * K * B + i, B, pull, unit, da, at, sums, K)
+                for i in range(whole, B):
+                    total = pull[oy, ox, o]
+                    for k in range(K):
                         d = c[place, k, i] * max(a[oy, ox, o, i] + u[oy, ox, k, o], np.float32(0))
-                        da[oy, ox, o, i] += d
                         total += d
-                    du[oy, ox, k, o] = total
+                        sums[k * LANES + i - whole] += d
+                    da[oy, ox, o, i] = total
+                for k in range(K):
+                    du[oy, ox, k, o] = _lane_sum(sums, k * LANES)
 
 
 @njit(parallel=True, cache=True)

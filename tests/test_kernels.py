@@ -1,5 +1,10 @@
 """The numba kernels against the readable reference, naive loops, and themselves on another number of threads."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numba
 import numpy as np
 import pytest
@@ -113,6 +118,24 @@ def test_same_bits_on_one_and_two_threads():
     finally:
         numba.set_num_threads(2)
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_same_bits_from_the_process_that_compiles_and_from_later_ones(tmp_path):
+    """numba optimises once more what it caches: where rounding is free (fastmath), a first run would differ."""
+    assert "fastmath" not in Path(kernels_cpu.__file__).read_text(encoding="utf-8")
+    code = """
+import numpy as np
+from common import kernels_cpu as k
+r = np.random.default_rng(0)
+a, u, c, pull = (r.standard_normal(s, np.float32) for s in ((3, 2, 4, 37), (3, 2, 10, 4), (1, 10, 37), (3, 2, 4)))
+da, du = np.empty_like(a), np.empty_like(u)
+k.label_error(a, u, c, pull, da, du)
+print(da.tobytes().hex(), du.tobytes().hex())
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", code]
+    first, later = (subprocess.check_output(command, env=environment, text=True, timeout=300) for _ in range(2))
+    assert list(tmp_path.rglob("*.nbi")) and first == later
 
 
 @pytest.mark.parametrize("B", [2 * kernels_cpu.BLOCK, kernels_cpu.BLOCK + 1])

@@ -5,7 +5,9 @@ Goodness is a layer without parameters: forward(y) gives one number per row and 
     sum of squares    g_b = sum_j y_bj^2          dg/dy = 2 y        (Hinton 2022, section 2)
     mean of squares   g_b = (1/D) sum_j y_bj^2    dg/dy = (2/D) y    (the same, independent of the width D)
 
-Losses, with a sharpness beta (1 in the papers' formulas) by which goodness is multiplied first:
+Losses, with a sharpness beta by which goodness is multiplied first. In Hinton's formula it is 1, and goodness is a sum:
+on a mean of D squares that is beta = D.
+
 
     threshold   L = mean_b softplus(-t_b beta (g_b - theta))            t_b = +1 for positive, -1 for negative rows
                 dL/dg_b = -t_b beta sigmoid(-t_b beta (g_b - theta)) / B
@@ -99,9 +101,10 @@ def rms_inverse(g, eps=1e-8):
 def peer_pull(y, strength):
     """Peer normalisation: strength (m - mean of m), m the batch's mean of every unit of y (B, ...) -> (...).
 
-    Added to the loss's gradient by what enters the ReLUs, also where a ReLU is off, it pulls every unit's mean activity
-    towards the layer's mean: no unit can stay silent for ever, and none can be on for everything. (Hinton 2022, section
-    3.2; his program has a running mean over batches, strength 0.03, and goodness's gradient without its factor 2.)
+    Added to the loss's gradient with respect to what enters the ReLUs, also where a ReLU is off, it pulls every unit's
+    mean activity towards the layer's mean: no unit can stay silent for ever, and none can be on for everything. (Hinton
+    2022, section 3.2; his program has a running mean over batches, strength 0.03, and goodness's gradient without its
+    factor 2.)
     """
     m = y.mean(axis=0)
     return strength * (m - m.mean())

@@ -29,7 +29,8 @@ class LabelMap:
     """Locally connected ReLU layer with K label units at every location.
 
     Arguments as LocallyConnected2d, and n_classes K. params: W (OH, OW, rf, rf, C, O), b (OH, OW, O) as there,
-    U (OH, OW, K, O), normal with the standard deviation of W. (From 0, the first error of W would be pure rounding.)
+    U (OH, OW, K, O), normal with the standard deviation of W. (From 0 all labels have one goodness,
+    their errors cancel, and the first gradient of W is nothing but rounding.)
     """
 
     def __init__(self, in_shape, channels, rf, n_classes, rng, dtype=np.float32):
@@ -111,7 +112,7 @@ class LabelMap:
     def backward(self, dy, cache, need_dx=False, pull=None):
         """dy (n*B, OH, OW, O) = dL/dy -> None, grads {"W", "b", "U"}.
 
-        pull (OH, OW, O), from goodness.peer_pull: added to every row's gradient by what enters the ReLU.
+        pull (OH, OW, O), from goodness.peer_pull: added to every row's gradient with respect to what enters the ReLU.
         """
         if need_dx:
             raise ValueError("LabelMap computes no input gradient: Forward-Forward needs none")

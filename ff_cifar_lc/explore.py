@@ -8,7 +8,7 @@ the few variants that it has no flag for.
     write-up    the write-up's own explanations of its 23 %, tested with its label slot
     depth       1 to 4 layers, 8 to 32 channels, FF beside BP
     twin        the learning rate and the weight decay of the BP twin, so that FF is compared with BP at its best
-    long        the choices again that a longer run could change, for the two-hour run
+    long        the choices again that a longer run could change, for --preset long
 
 Run
     python ff_cifar_lc/explore.py --table findings --seeds 0-2
@@ -45,7 +45,7 @@ class Config:
 
 
 def regions(side):
-    """train.ff_step, with a loss for each of side x side regions of the map instead of one for the whole map."""
+    """train.ff_step, with a loss for each of side x side regions of the map (0: for each location) instead of one."""
 
     def step(layers, opts, images, labels, cfg, rng, n_classes):
         h, log = images, []
@@ -167,7 +167,7 @@ TABLES = {
             ("goodness", "a loss per quarter of the map", {"step": regions(2)}),
             *(
                 ("goodness", f"a loss per location, beta {b:g}", {"step": regions(0), "beta": b})
-                for b in (4.0, 16.0, 64.0)
+                for b in (4.0, 16.0, 64.0, 256.0, 1024.0)
             ),
             ("peers", "no peer normalisation", {"peer": 0.0}),
             *(("peers", f"peer normalisation {p:g}", {"peer": p}) for p in (0.0003, 0.003, 0.01)),
@@ -183,7 +183,7 @@ TABLES = {
             ("training", "45 000 images, 30 epochs", ALL),
             ("width", "16 channels", {"channels": 16}),
             ("width", "32 channels", {"channels": 32}),
-            ("width", "45 000 images, 30 epochs, 16 channels", ALL | {"channels": 16}),
+            *(("width", f"45 000 images, 30 epochs, {c} channels", ALL | {"channels": c}) for c in (16, 32)),
             ("negatives", "hardest wrong label", {"negatives": "hard"}),
             ("label", "one-row label", {"slot_rows": 1}),
             ("label", "eleven-row label", {"slot_rows": 11}),
@@ -193,7 +193,10 @@ TABLES = {
             (
                 "label",
                 "label map and the default's loss",
-                {"label": "map", "negatives": "all", "neutral": True, "beta": 1024.0, "lr": 0.003, "peer": 0.001},
+                {
+                    k: getattr(train.Config(), k)
+                    for k in ("label", "negatives", "neutral", "loss", "beta", "lr", "peer")
+                },
             ),
         ],
     ),
@@ -207,7 +210,7 @@ TABLES = {
         ],
     ),
     "twin": (
-        {"train_subset": 20000, "n_epochs": 8},
+        {"train_subset": 20000, "n_epochs": 8, "peer": 0.0},
         [
             ("reference", "reference", {}),
             *(("learning rate", f"learning rate {lr}", {"bp_lr": lr}) for lr in (0.0003, 0.0005, 0.002, 0.003)),
@@ -283,6 +286,8 @@ def main():
     threads = cli.set_threads(options.threads)
     cli.announce_compilation()
     ds = data.load(options.dataset, options.data_dir, auto="cifar10")
+    if options.resume and ds.sha256 != lines[0]["dataset"]["sha256"]:
+        raise cli.UsageError(f"{folder} was run on other images: {ds.source} is not what its record names")
     variants = [line for line in TABLES[cfg.table][1] if cfg.only in line[1]]
     if not variants:
         raise cli.UsageError(f"--only '{cfg.only}': no variant of {cfg.table} has that in its name")

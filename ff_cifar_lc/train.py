@@ -327,6 +327,7 @@ def check(cfg, ds):
         (cfg.label == "slot" and (cfg.negatives == "all" or cfg.neutral),
          "--label slot: a painted label is in all that is handed on, so add --no-neutral --negatives uniform"),
         (cfg.negatives == "all" and not cfg.neutral, "--no-neutral is for pairs: add --negatives uniform"),
+        (cfg.negatives == "all" and cfg.loss != "margin", f"--loss {cfg.loss} is for pairs: add --negatives uniform"),
     ]  # fmt: skip
     for wrong, message in rules:
         if wrong:
@@ -417,7 +418,7 @@ def snapshot(folder, epoch, ff, g, labels):
 
 
 def where(folder, layers, split, x, predicted):
-    """Goodness of every label at every location, for the first six test images told right and the first six wrong."""
+    """Goodness of every label at every location, of the first six test images recognised and six mistaken."""
     images, labels = split.test
     right, wrong = np.flatnonzero(predicted == labels)[:6], np.flatnonzero(predicted != labels)[:6]
     some = np.concatenate([right, wrong])

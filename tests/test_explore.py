@@ -180,12 +180,16 @@ def test_mistakes_are_one_line(tmp_path, flags, message):
 
 
 def test_effects_are_paired_by_seed():
-    def line(variant, seed, ff, bp=None, layers=(0.5, 0.5)):
+    def line(variant, seed, ff, bp=None, layers=(0.5, 0.5), silent=False):
         nets = {"ff": {"val_acc": ff, "layer_acc": list(layers)}} | ({"bp": {"val_acc": bp}} if bp else {})
-        return {"variant": variant, "group": "reference" if variant == "reference" else "x", "seed": seed} | nets
+        about = {"variant": variant, "group": "reference" if variant == "reference" else "x", "seed": seed}
+        return about | {"config": {"skip_first": silent}} | nets
 
     run = [line("reference", 0, 0.5, 0.6), line("reference", 1, 0.3, 0.6), line("b", 1, 0.4, 0.5), line("b", 0, 0.6)]
-    rows = [row.split(" | ") for row in results.effects([[run]]).splitlines()]
+    first = {"command": "python ff_cifar_lc/explore.py --table x --seeds 0-1", "seeds": [0, 1], "commit": "abc"}
+    table, source = results.effects([[[first, *run]]]).split("\n\n")
+    assert source == "`python ff_cifar_lc/explore.py --table x --seeds 0-1`, commit abc"
+    rows = [row.split(" | ") for row in table.splitlines()]
     assert rows[0][2:] == [
         "FF effect, points", "FF validation accuracy, %", "BP twin effect, points", "BP twin validation accuracy, %",
         "n |",
@@ -194,6 +198,10 @@ def test_effects_are_paired_by_seed():
     assert rows[-1][1:] == ["b", "+10.00 ± 0.00", "50.00 ± 14.14", "−10.00", "50.00", "2 |"]
     alone = next(row for row in rows if row[1] == "layer 0 alone")
     assert alone[2:] == ["+10.00 ± 14.14", "50.00 ± 0.00", "–", "–", "2 |"]
+    run = [line("reference", 0, 0.5, silent=True), line("b", 0, 0.4, layers=(0.75, 0.5), silent=True)]
+    rows = [row.split(" | ") for row in results.effects([[[first, *run]]]).splitlines()]
+    assert rows[0][4:6] == ["First layer alone: effect, points", "First layer alone: validation accuracy, %"]
+    assert rows[3][2:] == ["−10.00", "40.00", "+25.00", "75.00", "1 |"]
 
 
 def test_the_depth_figure_refuses_other_records(tmp_path):

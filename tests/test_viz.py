@@ -238,14 +238,14 @@ def test_where_puts_each_location_at_the_middle_of_what_it_sees(tmp_path):
     run = make_run(tmp_path / "run", **MAP)
     arrays, meta = record.load_arrays(run / "snapshots" / "where.npz")
     arrays["goodness0"][0, 21, 3, 0] += 100  # for the first image's true label
-    arrays["goodness1"][4, 2, 17, 9] += 100  # for the wrong answer to the first one told wrong
+    arrays["goodness1"][4, 2, 17, 9] += 100  # for the wrong answer to the first one mistaken
     record.save_arrays(run / "snapshots" / "where.npz", arrays, meta)
     axes = figure(ff_cifar_lc.where, run)  # six images, then for each layer six maps and a colour bar
     titles = [ax.get_title() for ax in axes[:6]]
     assert [title.partition("\n")[0] for title in titles] == [f"class {k}" for k in (0, 2, 4, 8, 1, 3)]
     assert all("rival: class" in title for title in titles[:3])
     assert [title.partition("\n")[2] for title in titles[3:]] == ["said class 9", "said class 2", "said class 4"]
-    assert [text.get_text() for ax in axes[:6] for text in ax.texts] == ["told right", "told wrong"]
+    assert [text.get_text() for ax in axes[:6] for text in ax.texts] == ["recognised", "mistaken"]
     for first, left, side in ((6, 4.5, 22), (13, 6.5, 18)):
         pictures = [ax.get_images()[-1] for ax in axes[first : first + 6]]
         for ax, picture in zip(axes[first:], pictures, strict=False):
@@ -261,19 +261,19 @@ def test_where_puts_each_location_at_the_middle_of_what_it_sees(tmp_path):
     assert r[0] > b[0] and r[1] == b[1] == 1 and r[2] < b[2]  # orange, white, blue
 
 
-@pytest.mark.parametrize("told", ["right", "wrong"])
+@pytest.mark.parametrize("told", ["recognised", "mistaken"])
 def test_where_with_answers_of_one_kind_a_layer_without_a_vote_and_no_names(tmp_path, told):
     run = make_run(tmp_path / "run", (32, 32, 1), **MAP | {"skip_first": True, "n_layers": 3})
     arrays, meta = record.load_arrays(run / "snapshots" / "where.npz")
     arrays["goodness0"][..., 9] += 100  # no vote, so no rival
     arrays["goodness2"][..., 7] += 10
-    same = (arrays["predicted"] == arrays["labels"]) == (told == "right")
+    same = (arrays["predicted"] == arrays["labels"]) == (told == "recognised")
     record.save_arrays(run / "snapshots" / "where.npz", {k: a[same] for k, a in arrays.items()}, meta)
     (run / "snapshots" / "examples.npz").unlink()
     axes = figure(ff_cifar_lc.where, run)
-    assert len(axes) == 3 + 3 * 4 and [text.get_text() for ax in axes for text in ax.texts] == [f"told {told}"]
+    assert len(axes) == 3 + 3 * 4 and [text.get_text() for ax in axes for text in ax.texts] == [told]
     assert [axes[k].get_ylabel() for k in (3, 7, 11)] == ["layer 0\n(no vote)", "layer 1", "layer 2"]
-    assert axes[0].get_title() == ("0\nrival: 7" if told == "right" else "8\nsaid 9")
+    assert axes[0].get_title() == ("0\nrival: 7" if told == "recognised" else "8\nsaid 9")
 
 
 @pytest.mark.parametrize("kind", [MAP, MAP | {"skip_first": True}, SLOT_MARGIN, {}])

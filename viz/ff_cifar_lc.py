@@ -156,7 +156,8 @@ def receptive_fields(run):
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 6), layout="constrained", width_ratios=(1, 2.6))
     place_map(left, run, arrays["places"], rf)
     tiles(right, filters, scale)
-    right.set_xlabel("channel")
+    n = arrays["filters"].shape[-1]
+    right.set_xlabel("channel" if n <= 8 else f"channel (the first 8 of {n})")
     fig.suptitle(
         f"First-layer filters ({rf} × {rf}) after epoch {epoch}: every place has weights of its own", fontsize=13
     )
@@ -328,7 +329,7 @@ def over(ax, image, d, middle, scale):
 
 
 def where(run):
-    """Which locations speak for the true label and which for its rival, on the first test images told right and wrong.
+    """Which locations speak for the true label and which for its rival, on the first images recognised and mistaken.
 
     The rival is one label for the whole image, so that a map adds up to its layer's margin. Against the best wrong
     label of every single location the true label loses nearly everywhere, on every image: nine others compete there.
@@ -354,7 +355,7 @@ def where(run):
         ax.set_title(f"{names[labels[n]]}\n{'rival:' if n in right else 'said'} {names[rival[n]]}", fontsize=11)
         if n in (*right[:1], *wrong[:1]):
             above = {"xytext": (0, 37), "textcoords": "offset points", "fontsize": 13, "fontweight": "bold"}
-            ax.annotate("told right" if n in right else "told wrong", (0, 1), xycoords="axes fraction", **above)
+            ax.annotate("recognised" if n in right else "mistaken", (0, 1), xycoords="axes fraction", **above)
     middle = 0.0
     for i, (rf, g) in enumerate(zip(meta["rf"], maps, strict=True)):
         middle += (rf - 1) / 2
@@ -369,7 +370,7 @@ def where(run):
                 ax.set_ylabel(f"layer {i}" + "\n(no vote)" * (i not in run.voters()), fontsize=12)
         bar = fig.colorbar(picture, cax=fig.add_subplot(grid[1 + i, -1]), extend="both")
         bar.set_label(f"β (g true − g rival)\n/ {d[0].size} locations", fontsize=9.5)
-    fig.suptitle("Every location speaks for the true label (blue) or for its rival (orange)", fontsize=13)
+    fig.suptitle("Locations that speak for the true label (blue) or for its rival (orange)", fontsize=13)
     fig.supxlabel(
         "Each square is a location, drawn at the middle of what it sees; white: no difference. Rival: the wrong\n"
         f"label with the most votes. A map adds up to its layer's margin β (g true − g rival), β = {beta:g}.\n"

@@ -3,7 +3,7 @@
     python viz/ff_cifar_lc_depth.py [RECORD] [--out FILE]     RECORD: a run folder or a record.jsonl (default: the
                                                               committed one); FILE: ff_cifar_lc/figures/depth.png
 
-One panel per width. Points are means over seeds, bars their sample standard deviation; the numbers are BP minus FF,
+One panel per width. Points are means over seeds, bars their sample standard deviation; the numbers are FF minus BP,
 taken seed by seed.
 """
 
@@ -23,7 +23,10 @@ from viz import style
 
 def load(path):
     """-> {channels: {layers: {"ff": accuracies in %, "bp": the same seeds'}}}, settings that all variants share."""
-    lines = [line for line in record.read(path) if "variant" in line and "bp" in line]
+    lines = record.read(path)
+    if lines[0].get("config", {}).get("table") != "depth":
+        raise record.RecordError(f"{path} is no record of ff_cifar_lc/explore.py --table depth")
+    lines = [line for line in lines if "variant" in line]
     found, shared = {}, {}
     for line in lines:
         config = line["config"]
@@ -32,13 +35,13 @@ def load(path):
             scores.append(100 * line[net]["val_acc"])
         shared = config
     if not found:
-        raise record.RecordError(f"{path} is no record of ff_cifar_lc/explore.py --table depth")
+        raise record.RecordError(f"{path} has no finished network yet")
     return found, shared
 
 
 def gap(cell):
-    """BP minus FF over the seeds of one network, as text."""
-    mean, sd = mean_sd(np.subtract(cell["bp"], cell["ff"]))
+    """FF minus BP over the seeds of one network, as text."""
+    mean, sd = mean_sd(np.subtract(cell["ff"], cell["bp"]))
     return f"{mean:+.1f}".replace("-", "−") + ("" if np.isnan(sd) else f"\n± {sd:.1f}")
 
 
@@ -66,8 +69,8 @@ def draw(found, config):
     images = f"{config['train_subset']:,}".replace(",", " ")
     fig.suptitle("Depth and width: Forward-Forward beside backpropagation", x=0.01, ha="left", fontsize=13)
     fig.supxlabel(
-        f"Numbers: BP minus FF, in points. {images} training images, {config['n_epochs']} epochs, "
-        f"{seeds} seed{'s' if seeds > 1 else ''}; fields {config['rf']}, then as the last.",
+        f"Numbers: FF minus BP, in points. {images} training images, {config['n_epochs']} epochs, "
+        f"{seeds} seed{'s' if seeds > 1 else ''}; fields {config['rf'].replace(',', ', then ')} in all further layers.",
         fontsize=10.5,
     )
     return fig

@@ -159,16 +159,24 @@ def lc_goodness(all_runs):
 
 
 def effects(all_runs):
-    """One row per variant of an exploration: its difference from the reference, seed by seed, for FF and for BP."""
-    rows = []
+    """One row per variant of an exploration: its difference from the reference, seed by seed, for FF and for BP.
+
+    Where the first layer has no vote, what it would say alone is a column too.
+    """
+    rows, sources = [], []
     for (run,) in all_runs:
         scores = {}  # variant -> net -> seed -> percent
-        for line in run:
-            for net in ("ff", "bp"):
-                if "variant" in line and net in line:
+        variants = [line for line in run if "variant" in line]
+        silent = any(line["config"]["skip_first"] for line in variants)
+        for line in variants:
+            for net in ("ff", "first", "bp"):
+                value = line.get(net, {}).get("val_acc")
+                if net == "first" and silent:
+                    value = line["ff"]["layer_acc"][0]
+                if value is not None:
                     of_net = scores.setdefault((line["group"], line["variant"]), {}).setdefault(net, {})
-                    of_net[line["seed"]] = 100 * line[net]["val_acc"]
-            if line.get("variant") == "reference" and len(line["ff"]["layer_acc"]) > 1:
+                    of_net[line["seed"]] = 100 * value
+            if line["variant"] == "reference" and len(line["ff"]["layer_acc"]) > 1 and not silent:
                 for i, alone in enumerate(line["ff"]["layer_acc"]):
                     of_net = scores.setdefault(("vote", f"layer {i} alone"), {}).setdefault("ff", {})
                     of_net[line["seed"]] = 100 * alone
@@ -181,11 +189,15 @@ def effects(all_runs):
                 effect = [of_net[seed] - reference[net][seed] for seed in of_net]
                 row += ["–" if not any(effect) else spread(effect, sign=True), spread(of_net.values())]
             rows.append([*row, len(own["ff"])])
+        commits = dict.fromkeys(
+            line["commit"] for line in run if line.get("commit")
+        )  # a resumed table may have several
+        sources.append(f"`{command([run])}`, commit {', '.join(commits)}")
     if not rows:
         return "No results yet."
-    nets = ["FF", "BP twin"][: len(reference)]
-    columns = [f"{net} {what}" for net in nets for what in ("effect, points", "validation accuracy, %")]
-    return markdown(["Group", "What changes", *columns, "n"], rows)
+    names = {"ff": "FF", "first": "First layer alone:", "bp": "BP twin"}
+    columns = [f"{names[net]} {what}" for net in reference for what in ("effect, points", "validation accuracy, %")]
+    return markdown(["Group", "What changes", *columns, "n"], rows) + "\n\n" + "; ".join(sources)
 
 
 def lc_deviations(all_runs):

@@ -42,6 +42,7 @@ def load(path):
 def gap(cell):
     """FF minus BP over the seeds of one network, as text."""
     mean, sd = mean_sd(np.subtract(cell["ff"], cell["bp"]))
+    mean = round(mean, 1) + 0.0  # no −0.0
     return f"{mean:+.1f}".replace("-", "−") + ("" if np.isnan(sd) else f"\n± {sd:.1f}")
 
 

@@ -8,7 +8,6 @@ Goodness is a layer without parameters: forward(y) gives one number per row and 
 Losses, with a sharpness beta by which goodness is multiplied first. In Hinton's formula it is 1, and goodness is a sum:
 on a mean of D squares that is beta = D.
 
-
     threshold   L = mean_b softplus(-t_b beta (g_b - theta))            t_b = +1 for positive, -1 for negative rows
                 dL/dg_b = -t_b beta sigmoid(-t_b beta (g_b - theta)) / B
                 (Hinton 2022, section 2, eq. 1: p(positive) = sigmoid(g - theta); a pair of a positive and a negative

@@ -46,6 +46,14 @@ SLACK = GRAD_ROWS * BLOCK  # floats behind packed images, so that a tile's unuse
 _INT = types.intp
 
 
+def _broadcast(builder, scalar):
+    """A vector of LANES times the same number."""
+    undefined = ir.Constant(ir.VectorType(ir.FloatType(), LANES), ir.Undefined)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
 def _make_tile(rows, vectors, accumulate):
     """The tile as a numba intrinsic: C (+)= A^T X; all offsets and strides count floats.
 
@@ -54,7 +62,6 @@ def _make_tile(rows, vectors, accumulate):
     for m < rows and lane < vectors * LANES. Without `accumulate`, C is overwritten.
     """
     vector = ir.VectorType(ir.FloatType(), LANES)
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
 
     @intrinsic
     def tile(typingctx, C, c0, cm, A, a0, ar, aj, am, X, x0, xr, xj, R, N):
@@ -75,12 +82,6 @@ def _make_tile(rows, vectors, accumulate):
             def as_vector(pointer):
                 return builder.bitcast(pointer, vector.as_pointer())
 
-            def broadcast(scalar):
-                first = builder.insert_element(
-                    ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
-                )
-                return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
-
             places = [(m, v) for m in range(rows) for v in range(vectors)]
             target = {(m, v): as_vector(at(c_ptr, c0, cm, m, v * LANES)) for m, v in places}
             acc = {}
@@ -97,7 +98,7 @@ def _make_tile(rows, vectors, accumulate):
                     x_j = builder.add(x_row, builder.mul(j, xj))
                     x = [builder.load(as_vector(at(x_ptr, x_j, xj, 0, v * LANES)), align=4) for v in range(vectors)]
                     for m in range(rows):
-                        a = broadcast(builder.load(at(a_ptr, a_j, am, m)))
+                        a = _broadcast(builder, builder.load(at(a_ptr, a_j, am, m)))
                         for v in range(vectors):
                             product = builder.fmul(a, x[v], flags=("contract",))  # contract: fuse to multiply-add
                             total = builder.fadd(builder.load(acc[m, v]), product, flags=("contract",))
@@ -179,10 +180,9 @@ def _make_move(n):
 def _make_label_lanes():
     """LANES images under every label, for `label_error`: with d_k = C[c0 + k*cs] max(A[a0] + U[u0 + k*us], 0),
 
-    T[t0] = P[p0] + sum_k d_k    and    S[k*LANES] += d_k            vectors, but for the numbers U and P; k < N
+    T[t0] = P[p0] + sum_k d_k,    S[k*LANES] += d_k            for k < N; U and P hold numbers, the others vectors
     """
     vector = ir.VectorType(ir.FloatType(), LANES)
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
 
     @intrinsic
     def label_lanes(typingctx, A, a0, U, u0, us, C, c0, cs, P, p0, T, t0, S, N):
@@ -197,16 +197,14 @@ def _make_label_lanes():
             def lanes(k, array, place):
                 return builder.bitcast(pointer(k, array, place), vector.as_pointer())
 
-            def broadcast(k, array, place):
-                undefined, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-                scalar = builder.load(pointer(k, array, place))
-                return builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, zeros)
+            def number(k, array, place):
+                return _broadcast(builder, builder.load(pointer(k, array, place)))
 
             a, none = builder.load(lanes(0, A, a0), align=4), ir.Constant(vector, [0.0] * LANES)
             total = cgutils.alloca_once(builder, vector)
-            builder.store(broadcast(8, P, p0), total)
+            builder.store(number(8, P, p0), total)
             with cgutils.for_range(builder, N) as loop:
-                z = builder.fadd(a, broadcast(2, U, builder.add(u0, builder.mul(loop.index, us))))
+                z = builder.fadd(a, number(2, U, builder.add(u0, builder.mul(loop.index, us))))
                 z = builder.select(builder.fcmp_ordered(">", z, none), z, none)
                 c = builder.load(lanes(5, C, builder.add(c0, builder.mul(loop.index, cs))), align=4)
                 d = builder.fmul(c, z)

@@ -189,9 +189,7 @@ def effects(all_runs):
                 effect = [of_net[seed] - reference[net][seed] for seed in of_net]
                 row += ["–" if not any(effect) else spread(effect, sign=True), spread(of_net.values())]
             rows.append([*row, len(own["ff"])])
-        commits = dict.fromkeys(
-            line["commit"] for line in run if line.get("commit")
-        )  # a resumed table may have several
+        commits = dict.fromkeys(line["commit"] for line in run if line.get("commit"))  # a resumed table has several
         sources.append(f"`{command([run])}`, commit {', '.join(commits)}")
     if not rows:
         return "No results yet."

@@ -204,6 +204,20 @@ def test_effects_are_paired_by_seed():
     assert rows[3][2:] == ["−10.00", "40.00", "+25.00", "75.00", "1 |"]
 
 
+def test_the_depth_table_pairs_ff_and_bp_by_seed():
+    def line(seed, channels, n_layers, ff, bp):
+        about = {"variant": "x", "seed": seed, "config": {"channels": channels, "n_layers": n_layers}}
+        return about | {"ff": {"val_acc": ff}, "bp": {"val_acc": bp}}
+
+    first = {"command": "python ff_cifar_lc/explore.py --table depth --seeds 0-1", "seeds": [0, 1], "commit": "abc"}
+    run = [line(0, 16, 1, 0.6, 0.5), line(1, 16, 1, 0.7, 0.4), line(0, 8, 2, 0.5, 0.6), {"resumed_after": 3}]
+    table, source = results.lc_depth([[[first, *run, {"commit": "def"}]]]).split("\n\n")
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()]
+    assert rows[2] == ["8", "2", "50.00", "60.00", "−10.00", "1"]
+    assert rows[3] == ["16", "1", "65.00 ± 7.07", "45.00 ± 7.07", "+20.00 ± 14.14", "2"]
+    assert source.endswith("commit abc, def")
+
+
 def test_the_depth_figure_refuses_other_records(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(line) for line in lines()) + "\n")
     with pytest.raises(record.RecordError, match="no record of"):

@@ -57,7 +57,9 @@ def draw(found, config):
             ax.errorbar(layers, means, np.nan_to_num(sds), fmt=form, color=color, capsize=4, label=name)
         for n in layers:
             top = max(map(max, depths[n].values()))
-            ax.annotate(gap(depths[n]), (n, top), (0, 9), textcoords="offset points", ha="center", fontsize=10)
+            place = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 10}
+            paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}  # over a line that passes by
+            ax.annotate(gap(depths[n]), (n, top), bbox=paper, **place)
             seeds = max(seeds, len(depths[n]["ff"]))
         ax.set_title(f"{channels} channels")
         ax.set_xticks(layers)

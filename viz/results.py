@@ -158,6 +158,29 @@ def lc_goodness(all_runs):
     return markdown(["Data", "Layer", "g⁺ (right label)", "g⁻ (wrong label)", "Write-up, g⁺ / g⁻", "Command"], rows)
 
 
+def source(run):
+    """Command and commits of a table; one that was resumed may have several."""
+    commits = dict.fromkeys(line["commit"] for line in run if line.get("commit"))
+    return f"`{command([run])}`, commit {', '.join(commits)}"
+
+
+def lc_depth(all_runs):
+    """One row per network of the depth table: FF and BP on held-out images, and their difference seed by seed."""
+    rows, sources = [], []
+    for (run,) in all_runs:
+        found = {}
+        for line in run:
+            if "variant" in line:
+                key = line["config"]["channels"], line["config"]["n_layers"]
+                found.setdefault(key, []).append([100 * line[net]["val_acc"] for net in ("ff", "bp")])
+        for (channels, layers), scores in sorted(found.items()):
+            ff, bp = np.transpose(scores)
+            rows.append([channels, layers, spread(ff), spread(bp), spread(ff - bp, sign=True), len(ff)])
+        sources.append(source(run))
+    head = ["Channels", "Layers", "FF validation accuracy, %", "BP twin, %", "FF minus BP, points", "n"]
+    return markdown(head, rows) + "\n\n" + "; ".join(sources)
+
+
 def effects(all_runs):
     """One row per variant of an exploration: its difference from the reference, seed by seed, for FF and for BP.
 
@@ -189,8 +212,7 @@ def effects(all_runs):
                 effect = [of_net[seed] - reference[net][seed] for seed in of_net]
                 row += ["–" if not any(effect) else spread(effect, sign=True), spread(of_net.values())]
             rows.append([*row, len(own["ff"])])
-        commits = dict.fromkeys(line["commit"] for line in run if line.get("commit"))  # a resumed table has several
-        sources.append(f"`{command([run])}`, commit {', '.join(commits)}")
+        sources.append(source(run))
     if not rows:
         return "No results yet."
     names = {"ff": "FF", "first": "First layer alone:", "bp": "BP twin"}
@@ -218,6 +240,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_cifar_lc-findings": ("ff_cifar_lc_findings", "", effects),
     "ff_cifar_lc-write-up": ("ff_cifar_lc_write-up", "", effects),
     "ff_cifar_lc-twin": ("ff_cifar_lc_twin", "", effects),
+    "ff_cifar_lc-depth": ("ff_cifar_lc_depth", "", lc_depth),
     "ff_cifar_lc-long": ("ff_cifar_lc_long", "", effects),
 }
 

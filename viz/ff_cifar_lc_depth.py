@@ -21,22 +21,26 @@ from common.evaluate import mean_sd
 from viz import style
 
 
+def cells(lines):
+    """Lines of the table -> {channels: {layers: {"ff": accuracies in %, "bp": the same seeds'}}}."""
+    found = {}
+    for line in lines:
+        if "variant" in line:
+            config = line["config"]
+            cell = found.setdefault(config["channels"], {}).setdefault(config["n_layers"], {"ff": [], "bp": []})
+            for net, scores in cell.items():
+                scores.append(100 * line[net]["val_acc"])
+    return found
+
+
 def load(path):
-    """-> {channels: {layers: {"ff": accuracies in %, "bp": the same seeds'}}}, settings that all variants share."""
+    """-> `cells` of the record, settings that all its networks share."""
     lines = record.read(path)
     if lines[0].get("config", {}).get("table") != "depth":
         raise record.RecordError(f"{path} is no record of ff_cifar_lc/explore.py --table depth")
-    lines = [line for line in lines if "variant" in line]
-    found, shared = {}, {}
-    for line in lines:
-        config = line["config"]
-        cell = found.setdefault(config["channels"], {}).setdefault(config["n_layers"], {"ff": [], "bp": []})
-        for net, scores in cell.items():
-            scores.append(100 * line[net]["val_acc"])
-        shared = config
-    if not found:
+    if not cells(lines):
         raise record.RecordError(f"{path} has no finished network yet")
-    return found, shared
+    return cells(lines), next(line["config"] for line in lines if "variant" in line)
 
 
 def gap(cell):

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import record
 from common.evaluate import mean_sd
-from viz import style
+from viz import ff_cifar_lc_depth, style
 
 # Numbers of the write-up that ff_cifar_lc reproduces, "Forward-Forward on CIFAR-10 with locally-connected layers":
 # its headline run (one seed), with the settings and the data that a group must share to stand beside it.
@@ -168,14 +168,11 @@ def lc_depth(all_runs):
     """One row per network of the depth table: FF and BP on held-out images, and their difference seed by seed."""
     rows, sources = [], []
     for (run,) in all_runs:
-        found = {}
-        for line in run:
-            if "variant" in line:
-                key = line["config"]["channels"], line["config"]["n_layers"]
-                found.setdefault(key, []).append([100 * line[net]["val_acc"] for net in ("ff", "bp")])
-        for (channels, layers), scores in sorted(found.items()):
-            ff, bp = np.transpose(scores)
-            rows.append([channels, layers, spread(ff), spread(bp), spread(ff - bp, sign=True), len(ff)])
+        for channels, depths in sorted(ff_cifar_lc_depth.cells(run).items()):
+            for layers, cell in sorted(depths.items()):
+                gap = np.subtract(cell["ff"], cell["bp"])
+                row = [channels, layers, spread(cell["ff"]), spread(cell["bp"]), spread(gap, sign=True), len(gap)]
+                rows.append(row)
         sources.append(source(run))
     head = ["Channels", "Layers", "FF validation accuracy, %", "BP twin, %", "FF minus BP, points", "n"]
     return markdown(head, rows) + "\n\n" + "; ".join(sources)

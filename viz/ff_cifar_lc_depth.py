@@ -38,9 +38,10 @@ def load(path):
     lines = record.read(path)
     if lines[0].get("config", {}).get("table") != "depth":
         raise record.RecordError(f"{path} is no record of ff_cifar_lc/explore.py --table depth")
-    if not cells(lines):
+    found = cells(lines)
+    if not found:
         raise record.RecordError(f"{path} has no finished network yet")
-    return cells(lines), next(line["config"] for line in lines if "variant" in line)
+    return found, next(line["config"] for line in lines if "variant" in line)
 
 
 def gap(cell):

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import cli, record  # before NumPy, see common/__init__.py
+from common import cli, compilation, record  # before NumPy, see common/__init__.py
 
 # isort: split
 import numpy as np
@@ -37,7 +37,7 @@ def sgemm(n=3072):
 def start(threads=0):
     """Set the threads, print the machine -> (threads, sgemm rate)."""
     threads = cli.set_threads(threads)
-    cli.announce_compilation()
+    compilation.announce("local")
     machine = record.machine(threads)
     product, flop = sgemm()
     rate = flop / timed([product], repeats=5)[0]

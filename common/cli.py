@@ -9,8 +9,6 @@ import sys
 import typing
 from pathlib import Path
 
-import numpy as np
-
 from common import ROOT
 
 
@@ -93,8 +91,9 @@ def _seeds(text):
 
 
 def _comments(config_class):
-    """field name -> the comment behind it in the source."""
-    found = dict(re.findall(r"^ +(\w+): .*?# (.*)$", inspect.getsource(config_class), re.MULTILINE))
+    """field name -> the comment behind it in the source, of the class itself or of one that it extends."""
+    sources = "".join(inspect.getsource(c) for c in reversed(config_class.__mro__) if dataclasses.is_dataclass(c))
+    found = dict(re.findall(r"^ +(\w+): .*?# (.*)$", sources, re.MULTILINE))
     return {field.name: found[field.name].replace("%", "%%") for field in dataclasses.fields(config_class)}
 
 
@@ -110,41 +109,6 @@ def set_threads(threads):
     numba.set_num_threads(threads)
     threadpool_limits(threads)
     return threads
-
-
-def announce_compilation():
-    """Compile the kernels now, and say so if this is the first time on this machine."""
-    from common import kernels_cpu
-    from common.goodness import ff_loss, normalise
-    from common.label_map import LabelMap
-    from common.label_sharing import SharedPair, goodness_of_labels
-    from common.local2d import LocallyConnected2d
-    from common.optim import Adam
-
-    source = Path(kernels_cpu.__file__)
-    kernels = ("pack", "forward", "weight_grad", "input_grad", "relu_grad", "relu_grad_pairs", "scale_rows", "adam")
-    kernels += ("scaled_square_sums", "label_goodness", "label_error", "add_labels", "add_labels_grad")
-    folder = Path(kernels_cpu.forward.stats.cache_path)
-    compiled = [max((p.stat().st_mtime for p in folder.glob(f"kernels_cpu.{k}-*.nbi")), default=0) for k in kernels]
-    if min(compiled) < source.stat().st_mtime:
-        print("Compiling the kernels for this processor (once, about 20 seconds) ...", flush=True)
-    rng = np.random.default_rng(0)
-    layers = [LocallyConnected2d((4, 4, 1), 1, 2, rng), LocallyConnected2d((3, 3, 1), 1, 2, rng)]
-    images = np.zeros((2 * kernels_cpu.BLOCK, 4, 4, 1), np.float32)
-    goodness_of_labels(layers, images, 1, 2)
-    y, cache = layers[0].forward(images)
-    _, grads = layers[0].backward(y, cache, need_dx=True)
-    Adam(layers[0].params, 0.1).step(grads)
-    pair = SharedPair(layers[0], (0, 1, 0, 2))
-    y, cache = pair.forward(images)
-    _, g, dy = ff_loss(y, np.ones(len(y), np.float32), 1.0)
-    pair.backward(dy, cache)
-    normalise(y, g)
-    layer = LabelMap((4, 4, 1), 1, 2, 2, rng)
-    a, cache = layer.image_part(images)
-    layer.backward_goodness(layer.goodness(a), a, cache)
-    y, cache = layer.forward(images, np.zeros(len(images), int))
-    layer.backward(y, cache)
 
 
 def progress(items, label):

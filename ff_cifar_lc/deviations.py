@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import ROOT, cli, data, record  # before NumPy, see common/__init__.py
+from common import ROOT, cli, compilation, data, record  # before NumPy, see common/__init__.py
 
 # isort: split
 import numpy as np
@@ -62,7 +62,7 @@ def main():
     if options.resume or options.save:
         raise cli.UsageError("deviations.py knows neither --resume nor --save")
     threads = cli.set_threads(options.threads)
-    cli.announce_compilation()
+    compilation.announce("local")
     ds = data.load(options.dataset, options.data_dir, auto="cifar10")
     train.check(cfg, ds)
     n_classes = len(ds.class_names)

@@ -17,31 +17,20 @@ Run
 """
 
 import sys
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import ROOT, cli, data, record  # before NumPy, see common/__init__.py
+from common import cli, tables  # before NumPy, see common/__init__.py
 
 # isort: split
 import numpy as np
 import train
 
-from common.evaluate import accuracy, mean_sd
+from common.evaluate import accuracy
 from common.functions import relu
 from common.goodness import MeanSquare, label_loss, normalise, peer_pull
 from common.labels import write_slot, wrong_labels
-
-
-@dataclass
-class Config:
-    seed: int = 0  # random seed: weights, choice and order of images, flips, shifts, wrong labels
-    table: str = "findings"  # findings, write-up, depth, twin or long
-    only: str = ""  # run only the variants whose name contains this text
-    train_subset: int = 0  # training images of every variant (0: as many as the table says)
-    n_epochs: int = 0  # epochs of every variant (0: as many as the table says)
-    validation: int = 5000  # training images held out, all of which judge
 
 
 def regions(side):
@@ -62,7 +51,7 @@ def regions(side):
                     dmaps[window] = dg[:, None, None] / (len(i) * len(j) * n * n)
                     total += loss / (n * n)
             y = relu(a)
-            pull = peer_pull(y, cfg.peer * 2 * cfg.beta / y.size)
+            pull = peer_pull(y.mean(axis=0), cfg.peer * 2 * cfg.beta / y.size)
             opt.step(layer.backward_goodness(dmaps, a, cache, pull))
             h = normalise(y)
             log.append((total, 0.0, 0.0))
@@ -233,14 +222,14 @@ TABLES = {
 }
 
 
-def run_variant(settings, table, cfg, ds, seed):
+def run_variant(settings, cfg, ds, seed):
     """Train one variant -> what its line in the record says: accuracies on all held-out images, from 0 to 1."""
     settings = dict(settings)
     if "lr_factors" in settings:
         settings["step"] = lr_factors(settings.pop("lr_factors"))
     label_scale = settings.pop("label_scale", 1)
     step, goodness = settings.pop("step", None), settings.pop("goodness", train.ff_goodness)
-    chosen = replace(train.Config(), **TABLES[table][0] | settings, seed=seed, eval_subset=cfg.validation)
+    chosen = replace(train.Config(), **settings, seed=seed, eval_subset=cfg.validation)
     chosen.validation = cfg.validation
     chosen.train_subset = cfg.train_subset or chosen.train_subset
     chosen.n_epochs = cfg.n_epochs or chosen.n_epochs
@@ -269,58 +258,7 @@ def run_variant(settings, table, cfg, ds, seed):
 
 
 def main():
-    cfg, options = cli.parse(Config, __doc__, choices={"table": tuple(TABLES)})
-    seeds, done = options.seeds, set()
-    if options.save:
-        raise cli.UsageError("explore.py has no use for --save")
-    if options.resume:
-        folder = Path(options.resume)
-        lines = record.read(folder)
-        if set(lines[0].get("config", ())) != set(asdict(cfg)):
-            raise cli.UsageError(f"{folder} is no run of this script in this version: it cannot be resumed")
-        cfg, seeds = Config(**lines[0]["config"]), lines[0]["seeds"]
-        options.dataset = lines[0]["dataset"]["name"]
-        done = {(line["variant"], line["seed"]) for line in lines if "variant" in line}
-        record.cut(folder, len(lines))  # a line that was not written whole goes
-        record.append(folder, {"resumed_after": len(done), "commit": record.commit()})
-    threads = cli.set_threads(options.threads)
-    cli.announce_compilation()
-    ds = data.load(options.dataset, options.data_dir, auto="cifar10")
-    if options.resume and ds.sha256 != lines[0]["dataset"]["sha256"]:
-        raise cli.UsageError(f"{folder} was run on other images: {ds.source} is not what its record names")
-    variants = [line for line in TABLES[cfg.table][1] if cfg.only in line[1]]
-    if not variants:
-        raise cli.UsageError(f"--only '{cfg.only}': no variant of {cfg.table} has that in its name")
-    if not 0 < cfg.validation < len(ds.x_train):
-        raise cli.UsageError(f"--validation {cfg.validation}: {ds.name} has {len(ds.x_train)} training images")
-    if not options.resume:
-        folder = record.new_run(options.out or ROOT / "runs" / f"ff_cifar_lc_{cfg.table}", seeds[0])
-        first = {"command": record.command(), "seeds": seeds, "config": asdict(cfg), "commit": record.commit()}
-        first |= {"machine": record.machine(threads), "dataset": {"name": ds.name, "sha256": ds.sha256}}
-        record.append(folder, first)
-    print(f"{len(variants)} variants x {len(seeds)} seeds on {ds.name} -> {folder}", flush=True)
-    for seed in seeds:
-        for group, name, settings in variants:
-            if (name, seed) in done:
-                continue
-            begin = time.perf_counter()
-            line = run_variant(settings, cfg.table, cfg, ds, seed)
-            record.append(folder, {"variant": name, "group": group, "seed": seed} | line)
-            scores = "  ".join(
-                f"{net.upper()} {100 * line[net]['val_acc']:.2f} %" for net in ("ff", "bp") if net in line
-            )
-            print(f"seed {seed}  {name:50s} {scores}  {time.perf_counter() - begin:.0f} s", flush=True)
-    lines = [line for line in record.read(folder) if "variant" in line]
-    record.append(folder, {"final": {"lines": len(lines)}})
-    print(f"validation accuracy over {len(seeds)} seed{'s, mean ± sd' if len(seeds) > 1 else ''}")
-    for _, name, _ in variants:
-        own = [line for line in lines if line["variant"] == name]
-        scores = []
-        for net in ("ff", "bp"):
-            if net in own[0]:
-                mean, sd = mean_sd([100 * line[net]["val_acc"] for line in own])
-                scores.append(f"{net.upper()} {mean:.2f}{f' ± {sd:.2f}' if len(own) > 1 else ''} %")
-        print(f"  {name:50s} {'  '.join(scores)}")
+    tables.run(__doc__, TABLES, run_variant, "ff_cifar_lc", tables.images("cifar10"), ("local",))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import cli, record  # before NumPy, see common/__init__.py
+from common import cli, compilation, record  # before NumPy, see common/__init__.py
 
 # isort: split
 import numpy as np
@@ -156,7 +156,7 @@ def main():
     folder = Path(options.out or Path(options.run) / "predictions")
     files = outputs(folder, options.images)
     pictures = [read_picture(path, layers[0].in_shape) for path in options.images]  # all are read before one is judged
-    cli.announce_compilation()
+    compilation.announce("local")
     folder.mkdir(parents=True, exist_ok=True)
 
     n, names = len(layers), dataset["class_names"]

@@ -26,20 +26,19 @@ Run                                                    on two cores, test accura
     python ff_cifar_lc/train.py --preset write-up      30 seconds, 25 and 38 %
 """
 
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import ROOT, cli, data, record  # before NumPy, see common/__init__.py
+from common import cli, compilation, record, runs  # before NumPy, see common/__init__.py
 
 # isort: split
 import numpy as np
 
 from common import augment
-from common.evaluate import accuracy, in_batches, mean_sd, per_class_accuracy, rank_correlation
+from common.evaluate import accuracy, in_batches, per_class_accuracy, rank_correlation
 from common.functions import relu
 from common.goodness import (
     MeanSquare,
@@ -112,7 +111,8 @@ def ff_step(layers, opts, images, labels, cfg, rng, n_classes):
         g = layer.goodness(a)  # (B, K), goodness of this layer alone
         loss, dg, g_neg = compare(g, labels, cfg, rng)
         y = relu(a)
-        pull = peer_pull(y, cfg.peer * 2 * cfg.beta / y.size)  # next to goodness's gradient, which is of that size
+        # peer normalisation is measured in the size of goodness's gradient, which is 2 beta / y.size
+        pull = peer_pull(y.mean(axis=0), cfg.peer * 2 * cfg.beta / y.size)
         opt.step(layer.backward_goodness(dg, a, cache, pull))  # nothing leaves this layer
         h = normalise(y)  # no label, and no goodness, for the next layer to read
         log.append((loss, g[np.arange(len(g)), labels].mean(), g_neg))
@@ -168,7 +168,7 @@ def ff_step_pairs(layers, opts, images, labels, cfg, rng, n_classes):
         y, cache = layer.forward(h) if cfg.label == "slot" else layer.forward(h, both)  # (2B, H, W, C)
         g, squares = MeanSquare().forward(y)
         loss, dg = pair_loss(g, cfg)
-        pull = {} if cfg.label == "slot" else {"pull": peer_pull(y, cfg.peer * 4 * cfg.beta / y.size)}
+        pull = {} if cfg.label == "slot" else {"pull": peer_pull(y.mean(axis=0), cfg.peer * 4 * cfg.beta / y.size)}
         _, grads = layer.backward(MeanSquare().backward(dg, squares), cache, need_dx=False, **pull)
         opt.step(grads)
         h = normalise(y, g)
@@ -283,6 +283,7 @@ class Split:
         n_test = len(ds.x_test) if cfg.full_test else cfg.eval_subset
         self.test = ds.x_test[:n_test], ds.y_test[:n_test]
         self.mean = (self.train[0].mean(axis=(0, 1, 2)) / 255).astype(np.float32)  # (C,)
+        self.about = {"train": len(self.train[1]), "mean": self.mean}
 
     def floats(self, images):
         """uint8 (N, H, W, C) -> float32, pixels in [0, 1] minus the training images' channel means."""
@@ -433,14 +434,7 @@ def where(folder, layers, split, x, predicted):
     )
 
 
-def checkpoint(folder, epoch, ff, bp, rngs):
-    """Save everything that lives between two epochs."""
-    arrays = record.state_of("ff", *ff) | (record.state_of("bp", *bp) if bp else {})
-    states = {name: rng.bit_generator.state for name, rng in rngs.items()}
-    record.save_checkpoint(folder, arrays, {"epoch": epoch, "rngs": states})
-
-
-def progress_line(epoch, cfg, ff, bp, n, left):
+def progress_line(epoch, cfg, ff, bp, n, clock):
     """One line per epoch, for people."""
 
     def goodness(right, wrong):
@@ -461,80 +455,37 @@ def progress_line(epoch, cfg, ff, bp, n, left):
     if bp:
         line += f"  | BP loss {bp['loss']:.3f}  {accuracies(bp)}  {n / bp['seconds']:.0f} images/s"
     seconds = ff["seconds"] + (bp["seconds"] if bp else 0)
-    print(f"{line}  | {seconds:.1f} s, {left:.0f} s left", flush=True)
+    print(f"{line}  | {clock(seconds, epoch)}", flush=True)
 
 
-def start_run(folder, ff, bp, rngs, split, cfg, ds):
-    """What a run leaves on disk before its first step: snapshot 0, one image per class, a checkpoint."""
-    n_classes = len(ds.class_names)
-    if cfg.snapshot_every:
-        _, g, y = evaluate(ff, None, split, cfg, n_classes)
-        snapshot(folder, 0, ff, g, y)
-        examples = {
-            "images": ds.x_train[[int(np.argmax(ds.y_train == k)) for k in range(n_classes)]],
-            "mean": split.mean,
-        }
-        record.save_arrays(folder / "snapshots" / "examples.npz", examples, {"class_names": list(ds.class_names)})
-    checkpoint(folder, 0, ff, bp, rngs)
+def first_snapshots(run, ff):
+    """What figures need of a run before its first step: goodness and filters, one image per class."""
+    ds, n_classes = run.ds, len(run.ds.class_names)
+    _, g, y = evaluate(ff, None, run.split, run.cfg, n_classes)
+    snapshot(run.folder, 0, ff, g, y)
+    examples = {"images": ds.x_train[[int(np.argmax(ds.y_train == k)) for k in range(n_classes)]]}
+    examples["mean"] = run.split.mean
+    record.save_arrays(run.folder / "snapshots" / "examples.npz", examples, {"class_names": list(ds.class_names)})
 
 
 def run(cfg, options, threads):
     """One run from its start, or from its checkpoint, to its end -> its folder, and the last line of its record."""
-    if options.resume:
-        folder = Path(options.resume)
-        lines = record.read(folder)
-        if set(lines[0].get("config", ())) != set(asdict(cfg)):
-            raise cli.UsageError(f"{folder} is no run of this script in this version: it cannot be resumed")
-        if "final" in lines[-1]:
-            raise cli.UsageError(f"{folder} is finished: nothing to resume")
-        cfg = Config(**lines[0]["config"])
-        ds = data.load(lines[0]["dataset"]["name"], options.data_dir)
-        if ds.sha256 != lines[0]["dataset"]["sha256"]:
-            raise cli.UsageError(f"{folder} was trained on other images: {ds.source} is not what its record names")
-    else:
-        ds = data.load(options.dataset, options.data_dir, auto="cifar10")
-    check(cfg, ds)
-    n_classes = len(ds.class_names)
-    split = Split(ds, cfg)
-    shape = ds.x_train.shape[1:]
+    this = runs.open_run(cfg, options, threads, "ff_cifar_lc", runs.images("cifar10"), check, Split)
+    cfg, split, folder = this.cfg, this.split, this.folder
+    n_classes, shape = len(this.ds.class_names), this.ds.x_train.shape[1:]
     ff, bp, rngs = networks(cfg, shape, n_classes)
-    machine, done = record.machine(threads), 0
+    nets = {"ff": ff, "bp": bp} if bp else {"ff": ff}
+    this.restore(nets, rngs)
+    if this.done == 0 and cfg.snapshot_every:
+        first_snapshots(this, ff)
+    for name, (layers, _) in nets.items():
+        sizes = [" x ".join(map(str, layer.out_shape)) for layer in layers if hasattr(layer, "out_shape")]
+        weights = sum(p.size for layer in layers for p in layer.params.values())
+        arrow = " -> ".join([" x ".join(map(str, shape)), *sizes])
+        print(f"{name.upper()}: {arrow}, {weights:,} parameters", flush=True)
 
-    if options.resume:
-        if (folder / "checkpoint.npz").exists():
-            arrays, meta = record.load_checkpoint(folder)
-            record.restore("ff", *ff, arrays)
-            if bp:
-                record.restore("bp", *bp, arrays)
-            for name, state in meta["rngs"].items():
-                rngs[name].bit_generator.state = state
-            done = meta["epoch"]
-        else:  # killed before its first checkpoint: the seed makes the same network again
-            record.cut(folder, 1)
-            start_run(folder, ff, bp, rngs, split, cfg, ds)
-        same = machine == lines[0]["machine"]
-        note = "the same machine" if same else "another machine, versions or threads: expect other roundings"
-        record.append(folder, {"resumed_after_epoch": done, "machine": machine, "same_machine": same})
-        print(f"Resuming {folder} after epoch {done}, on {note}.")
-    else:
-        folder = record.new_run(options.out or ROOT / "runs" / "ff_cifar_lc", cfg.seed)
-        dataset = {"name": ds.name, "sha256": ds.sha256, "train": len(split.train[0]), "note": ds.note}
-        dataset |= {"class_names": list(ds.class_names), "mean": split.mean}
-        first = {"command": record.command(), "config": asdict(cfg), "dataset": dataset, "machine": machine}
-        record.append(folder, first | {"commit": record.commit()})
-        start_run(folder, ff, bp, rngs, split, cfg, ds)
-    for name, net in (("FF", ff), ("BP", bp)):
-        if net:
-            sizes = [" x ".join(map(str, layer.out_shape)) for layer in net[0] if hasattr(layer, "out_shape")]
-            weights = sum(p.size for layer in net[0] for p in layer.params.values())
-            print(f"{name}: {' x '.join(map(str, shape))} -> {' -> '.join(sizes)}, {weights:,} parameters")
-    print(
-        f"{len(split.train[0])} images of {ds.name} ({ds.source}), seed {cfg.seed}, {threads} threads -> {folder}",
-        flush=True,
-    )
-
-    begin = time.perf_counter()
-    for epoch in range(done + 1, cfg.n_epochs + 1):
+    clock = runs.Clock(this.done, cfg.n_epochs)
+    for epoch in range(this.done + 1, cfg.n_epochs + 1):
         ff_log, bp_log = train_epoch(ff, bp, split, rngs, cfg, n_classes, epoch)
         scores, g, y = evaluate(ff, bp, split, cfg, n_classes)
         ff_log |= scores["ff"]
@@ -545,16 +496,15 @@ def run(cfg, options, threads):
         if cfg.snapshot_every and epoch % cfg.snapshot_every == 0:
             snapshot(folder, epoch, ff, g, y)
         record.append(folder, line)
-        checkpoint(folder, epoch, ff, bp, rngs)
-        left = (time.perf_counter() - begin) / (epoch - done) * (cfg.n_epochs - epoch)
-        progress_line(epoch, cfg, ff_log, bp_log, len(split.train[0]), left)
+        this.checkpoint(epoch, nets, rngs)
+        progress_line(epoch, cfg, ff_log, bp_log, len(split.train[0]), clock)
 
-    final = test(folder, ff, bp, split, cfg, n_classes) | {"seconds": time.perf_counter() - begin}
+    final = test(folder, ff, bp, split, cfg, n_classes) | {"seconds": clock.seconds()}
     record.append(folder, {"final": final})
     if options.save:
         arrays = {f"ff/{i}/{k}": p for i, layer in enumerate(ff[0]) for k, p in layer.params.items()}
-        record.save_arrays(options.save, arrays, {"config": asdict(cfg), "dataset": ds.name})
-    report(final, ds)
+        record.save_arrays(options.save, arrays, {"config": asdict(cfg), "dataset": this.ds.name})
+    report(final, this.ds)
     return folder, final
 
 
@@ -572,10 +522,8 @@ def report(final, ds):
 
 def main():
     cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS)
-    if options.resume and not options.threads:  # as many as before: BLAS rounds differently on another number
-        options.threads = min(record.read(options.resume)[0]["machine"]["threads"], os.cpu_count())
-    threads = cli.set_threads(options.threads)
-    cli.announce_compilation()
+    threads = runs.threads(options)
+    compilation.announce("local")
     finals = []
     for seed in options.seeds:
         cfg.seed = seed
@@ -583,11 +531,8 @@ def main():
         finals.append(final)
         if options.figures:
             cli.draw("viz/ff_cifar_lc.py", folder)
-    if len(finals) > 1:
-        for name in ("ff", "bp"):
-            if name in finals[0]:
-                m, s = mean_sd([100 * f[name]["test_acc"] for f in finals])
-                print(f"{name.upper()} test accuracy {m:.2f} ± {s:.2f} % (mean ± sd over {len(finals)} seeds)")
+    for name in [name for name in ("ff", "bp") if name in finals[0]]:
+        runs.report(f"{name.upper()} test accuracy", [100 * final[name]["test_acc"] for final in finals])
 
 
 if __name__ == "__main__":

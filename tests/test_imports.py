@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = {"common", "ff_mnist", "ff_cifar_lc", "ff_cnn", "viz", "benchmarks", "tests"}
 RUNTIME = {"numpy", "numba", "llvmlite", "matplotlib", "imageio", "PIL", "requests", "urllib3", "tqdm", "threadpoolctl"}
-FILES = [p for folder in OURS - {"tests"} for p in sorted((ROOT / folder).rglob("*.py"))]
+FILES = [p for folder in sorted(OURS - {"tests"}) for p in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def imported(path):

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from common import record
-from viz import concept, ff_cifar_lc, ff_cifar_lc_gif, results, style
+from viz import concept, ff_cifar_lc, ff_cifar_lc_gif, gif, results, style
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {"curves", "per_class", "example_images", "label_encoded", "receptive_fields"}
@@ -134,7 +134,7 @@ def test_scripts_draw_a_run_from_another_directory_and_twice_the_same(tmp_path, 
 
     done = script("ff_cifar_lc_gif", run, "--fps", "5", "--out", "film.gif", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("film: film.gif (2 frames"), done.stderr
-    assert (tmp_path / "film.gif").stat().st_size <= ff_cifar_lc_gif.LIMIT
+    assert (tmp_path / "film.gif").stat().st_size <= gif.LIMIT
     with Image.open(tmp_path / "film.gif") as film:
         durations = [film.seek(k) or film.info["duration"] for k in range(film.n_frames)]
     assert durations == [200, 2000]
@@ -322,14 +322,14 @@ def test_an_interrupted_run_is_drawn_as_far_as_it_went(tmp_path, monkeypatch, ca
 def test_a_film_that_is_too_large_loses_colours_then_pixels_and_says_so(monkeypatch):
     rng = np.random.default_rng(0)
     frames = [Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)) for _ in range(3)]
-    whole, said = ff_cifar_lc_gif.fit(frames, 4)
+    whole, said = gif.fit(frames, 4)
     assert said == ""
-    monkeypatch.setattr(ff_cifar_lc_gif, "LIMIT", len(whole) // 2)
-    less, said = ff_cifar_lc_gif.fit(frames, 4)
+    monkeypatch.setattr(gif, "LIMIT", len(whole) // 2)
+    less, said = gif.fit(frames, 4)
     assert len(less) <= len(whole) // 2 and "reduced to" in said
-    monkeypatch.setattr(ff_cifar_lc_gif, "LIMIT", 100)
+    monkeypatch.setattr(gif, "LIMIT", 100)
     with pytest.raises(record.RecordError, match="--snapshot-every"):
-        ff_cifar_lc_gif.fit(frames, 4)
+        gif.fit(frames, 4)
 
 
 def test_mistakes_end_in_one_line_and_exit_code_2(tmp_path):

@@ -5,23 +5,18 @@
 FILE is RUN/figures/training.gif unless given. Everything comes from the record and the snapshots; nothing is trained.
 """
 
-import io
 import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import record
 from common.evaluate import accuracy
-from viz import style
+from viz import gif, style
 from viz.ff_cifar_lc import Run, tiles
-
-LIMIT = 1_500_000  # bytes
-HOLD = 2000  # milliseconds that the last frame stays
 
 
 class Film:
@@ -119,30 +114,6 @@ def accuracy_so_far(ax, film, k):
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def gif(frames, fps, colors):
-    """Pillow images -> the bytes of a GIF with one palette of `colors`, that of the last frame."""
-    palette = frames[-1].quantize(colors)
-    table = np.reshape(palette.getpalette(), (-1, 3))
-    table[table.min(axis=1) > 246] = 255  # white stays white
-    palette.putpalette(table.ravel().tolist())
-    frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in frames]
-    durations = [round(1000 / fps)] * (len(frames) - 1) + [HOLD]
-    buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    return buffer.getvalue()
-
-
-def fit(frames, fps):
-    """The GIF in full quality if LIMIT allows, else with fewer colours, then smaller -> its bytes, what was done."""
-    width, height = frames[0].size
-    for colors, scale in ((128, 1), (64, 1), (32, 1), (32, 0.8), (32, 0.65), (16, 0.5)):
-        size = round(width * scale), round(height * scale)
-        data = gif([image.resize(size) for image in frames] if scale < 1 else frames, fps, colors)
-        if len(data) <= LIMIT:
-            return data, f", reduced to {colors} colours, {size[0]} x {size[1]} pixels" if colors < 128 else ""
-    raise record.RecordError(f"{len(frames)} frames do not fit into {LIMIT / 1e6} MB: try a larger --snapshot-every")
-
-
 def main():
     parser = style.Parser(__doc__)
     parser.add_run()
@@ -161,7 +132,7 @@ def main():
     out = Path(options.out) if options.out else run.folder / "figures" / "training.gif"
     style.folder(out.parent)
     film = Film(run, epochs)
-    data, reduced = fit([frame(film, k) for k in range(len(epochs))], options.fps)
+    data, reduced = gif.fit([frame(film, k) for k in range(len(epochs))], options.fps)
     out.write_bytes(data)
     print(f"film: {out} ({len(epochs)} frames, {len(data) / 1e6:.2f} MB{reduced})")
 

@@ -1,0 +1,47 @@
+"""Split: which images a run trains on, which are held out to choose settings, and which are for the test at its end."""
+
+import numpy as np
+
+from common import augment, cli
+
+
+class Split:
+    """train, val, test: each uint8 images (N, H, W, C) and int64 labels (N,).
+
+    The last cfg.validation training images of the canonical order are held out; of the others cfg.seed draws
+    cfg.train_subset (0: all of them).
+    """
+
+    def __init__(self, ds, cfg):
+        n = len(ds.x_train) - cfg.validation
+        drawn = np.random.default_rng([cfg.seed, 2]).permutation(n)[: cfg.train_subset or n]
+        self.train = ds.x_train[drawn], ds.y_train[drawn].astype(np.int64)
+        self.val = ds.x_train[n:], ds.y_train[n:].astype(np.int64)
+        self.test = ds.x_test, ds.y_test.astype(np.int64)
+        self.about = {"train": len(self.train[1])}
+        self.n_classes, self.size = len(ds.class_names), int(np.prod(ds.x_train.shape[1:]))
+
+    def parts(self, *names):
+        """{name: (images, labels)} of those that hold any."""
+        return {name: getattr(self, name) for name in names if len(getattr(self, name)[1])}
+
+    def batch(self, rows, jitter, rng):
+        """Training images of these rows as pixels (B, D) from 0 to 1, moved by up to `jitter` pixels; labels (B,)."""
+        x = self.train[0][rows]
+        return pixels(augment.shift(x, jitter, rng) if jitter else x), self.train[1][rows]
+
+
+def pixels(images):
+    """uint8 (N, H, W, C) -> float32 (N, D), from 0 to 1."""
+    return images.reshape(len(images), -1) * np.float32(1 / 255)
+
+
+def check(ds, cfg):
+    """UsageError where the data set cannot be split as cfg says."""
+    n = len(ds.x_train)
+    if not 0 <= cfg.validation < n:
+        raise cli.UsageError(f"--validation {cfg.validation}: {ds.name} has {n} training images")
+    if not 0 <= cfg.train_subset <= n - cfg.validation:
+        raise cli.UsageError(
+            f"--train-subset {cfg.train_subset}: {ds.name} has {n} training images, {cfg.validation} of them held out"
+        )

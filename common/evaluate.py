@@ -13,6 +13,11 @@ def accuracy(predicted, labels):
     return float(np.mean(np.asarray(predicted) == labels))
 
 
+def silent(layers):
+    """Share of each layer's units whose running mean activity (layer.state["mean"]) is next to nothing, 0 to 1."""
+    return [float((layer.state["mean"] < 0.001).mean()) for layer in layers]
+
+
 def per_class_accuracy(predicted, labels, n_classes):
     """Accuracy on each class's images: n_classes numbers from 0 to 1 (None for a class without images)."""
     right = np.asarray(predicted) == labels

@@ -20,6 +20,8 @@ on a mean of D squares that is beta = D.
                 (every wrong label is a negative, weighted by how well it competes)
 """
 
+import numpy as np
+
 from common.arrays import aligned, kernels, namespace
 from common.functions import sigmoid, softplus
 
@@ -28,6 +30,10 @@ class SumSquare:
     """g (B,) = sum of squares of y (B, ...) over all units of the layer."""
 
     def forward(self, y):
+        if y.ndim == 2 and kernels(y) and y.flags.c_contiguous:
+            g = np.empty(len(y), np.float32)
+            kernels(y).row_squares(y, g)
+            return g, y
         axes = "bijkl"[: y.ndim]
         return namespace(y).einsum(f"{axes},{axes}->b", y, y), y
 
@@ -54,6 +60,10 @@ def units(y):
 def scale_rows(y, factor):
     """Row b of y (B, ...) times factor[b]."""
     k = kernels(y)
+    if k and y.ndim == 2 and y.flags.c_contiguous:
+        out = np.empty_like(y)
+        k.scale_each_row(y, factor.astype(np.float32, copy=False), out)
+        return out
     inner = y.transpose(*range(1, y.ndim), 0)  # (..., B)
     if k is None or not inner.flags.c_contiguous:
         return y * factor.reshape(-1, *[1] * (y.ndim - 1))
@@ -97,16 +107,24 @@ def rms_inverse(g, eps=1e-8):
     return 1 / namespace(g).sqrt(g + eps)
 
 
-def peer_pull(y, strength):
-    """Peer normalisation: strength (m - mean of m), m the batch's mean of every unit of y (B, ...) -> (...).
+def peer_pull(means, strength):
+    """Peer normalisation: strength (m - mean of m) for the mean activities m (...) of a layer's units.
 
     Added to the loss's gradient with respect to what enters the ReLUs, also where a ReLU is off, it pulls every unit's
     mean activity towards the layer's mean: no unit can stay silent for ever, and none can be on for everything. (Hinton
-    2022, section 3.2; his program has a running mean over batches, strength 0.03, and goodness's gradient without its
-    factor 2.)
+    2022, section 3.2; in his program m is a running mean over batches, and goodness's gradient has no factor 2.)
     """
-    m = y.mean(axis=0)
-    return strength * (m - m.mean())
+    return strength * (means - means.mean())
+
+
+def peers(mean, y, strength, rows):
+    """The pull of peer normalisation in a stack that learns from `rows` rows a step -> (...), for each of them.
+
+    mean (...): running means of the units' activities, moved here by those of y (B, ...), the rows with right labels.
+    However many rows there are, all of them together pull with `strength`. (0.9 old + 0.1 new, in Hinton's program)
+    """
+    mean += mean.dtype.type(0.1) * (y.mean(axis=0) - mean)
+    return peer_pull(mean, strength / rows)
 
 
 def label_loss(g, labels, beta):

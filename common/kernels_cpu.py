@@ -41,6 +41,8 @@ def _vector_width():
 LANES, ROWS, VECTORS = _vector_width()
 BLOCK = LANES * VECTORS  # images that one tile works on side by side
 GRAD_ROWS = 8 if LANES == 8 else 12  # accumulators of the weight gradient's tile
+DENSE_ROWS = 6 if LANES == 8 else 12  # of the tile of a dense layer, 2 vectors wide
+PANEL, STRIP = 2 * LANES, 16  # its columns; how many such panels, times the batch, stay in the second-level cache
 SLACK = GRAD_ROWS * BLOCK  # floats behind packed images, so that a tile's unused rows may read past the end
 
 _INT = types.intp
@@ -220,6 +222,44 @@ def _make_label_lanes():
 
 
 @intrinsic
+def _square_lanes(typingctx, S, s0, n, T):
+    """T[lane] += S[s0 + lane]^2 + S[s0 + lane + LANES]^2 + ... up to n, a multiple of LANES; two sums take turns."""
+    signature = types.void(S, *[_INT] * 2, T)
+
+    def codegen(context, builder, signature, args):
+        vector = ir.VectorType(ir.FloatType(), LANES)
+        S, s0, n, T = args
+
+        def at(k, array, place):
+            pointer = builder.gep(context.make_array(signature.args[k])(context, builder, array).data, [place])
+            return builder.bitcast(pointer, vector.as_pointer())
+
+        def add_square(total, place):
+            x = builder.load(at(0, S, place), align=4)
+            builder.store(builder.fadd(builder.load(total), builder.fmul(x, x)), total)
+
+        even, odd = cgutils.alloca_once(builder, vector), cgutils.alloca_once(builder, vector)
+        target = at(3, T, ir.Constant(n.type, 0))
+        builder.store(builder.load(target, align=4), even)
+        builder.store(ir.Constant(vector, [0.0] * LANES), odd)
+        steps, two, size = (
+            builder.sdiv(n, ir.Constant(n.type, LANES)),
+            ir.Constant(n.type, 2),
+            ir.Constant(n.type, LANES),
+        )
+        with cgutils.for_range(builder, builder.sdiv(steps, two)) as loop:
+            place = builder.add(s0, builder.mul(builder.mul(loop.index, two), size))
+            add_square(even, place)
+            add_square(odd, builder.add(place, size))
+        with cgutils.for_range(builder, builder.srem(steps, two)):
+            add_square(even, builder.add(s0, builder.mul(builder.sub(steps, ir.Constant(n.type, 1)), size)))
+        builder.store(builder.fadd(builder.load(even), builder.load(odd)), target, align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
 def _lane_sum(typingctx, S, s0):
     """S[s0] + ... + S[s0 + LANES - 1]: halves are added to halves, always in this order."""
     signature = types.float32(S, _INT)
@@ -236,6 +276,73 @@ def _lane_sum(typingctx, S, s0):
         return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
 
     return signature, codegen
+
+
+@intrinsic
+def _momentum_lanes(typingctx, W, M, at, G, g0, lr, beta, decay):
+    """`momentum` on LANES neighbours: W[at...] and M[at...], with the gradient in G[g0...]."""
+    number = types.float32
+    signature = types.void(W, M, _INT, G, _INT, number, number, number)
+
+    def codegen(context, builder, signature, args):
+        W, M, at, G, g0, lr, beta, decay = args
+        w_at, m_at, g_at = _vectors_at(context, builder, signature, args, (0, at), (1, at), (3, g0))
+        w, g = builder.load(w_at, align=4), builder.load(g_at, align=4)
+        m = builder.fmul(_broadcast(builder, beta), builder.load(m_at, align=4))
+        m = builder.fadd(builder.fadd(m, g), builder.fmul(_broadcast(builder, decay), w))
+        m = _flush(builder, m)
+        builder.store(m, m_at, align=4)
+        builder.store(builder.fsub(w, builder.fmul(_broadcast(builder, lr), m)), w_at, align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def _adam_lanes(typingctx, W, M, V, at, G, g0, step_size, beta1, beta2, root, eps, decay):
+    """`adam` on LANES neighbours: W, M and V from `at` on, with the gradient in G[g0...]."""
+    signature = types.void(W, M, V, _INT, G, _INT, *[types.float32] * 6)
+
+    def codegen(context, builder, signature, args):
+        at, g0 = args[3], args[5]
+        step_size, beta1, beta2, root, eps, decay = (_broadcast(builder, number) for number in args[6:])
+        one = ir.Constant(_VECTOR, [1.0] * LANES)
+        w_at, m_at, v_at, g_at = _vectors_at(context, builder, signature, args, (0, at), (1, at), (2, at), (4, g0))
+        w, g = builder.load(w_at, align=4), builder.load(g_at, align=4)
+        m = builder.fmul(beta1, builder.load(m_at, align=4))
+        m = _flush(builder, builder.fadd(m, builder.fmul(builder.fsub(one, beta1), g)))
+        v = builder.fmul(beta2, builder.load(v_at, align=4))
+        v = _flush(builder, builder.fadd(v, builder.fmul(builder.fmul(builder.fsub(one, beta2), g), g)))
+        builder.store(m, m_at, align=4)
+        builder.store(v, v_at, align=4)
+        square_root = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.sqrt.v{LANES}f32"
+        )
+        below = builder.fadd(builder.fmul(builder.call(square_root, [v]), root), eps)
+        w = builder.fmul(builder.fsub(one, decay), w)
+        builder.store(builder.fsub(w, builder.fdiv(builder.fmul(step_size, m), below)), w_at, align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+
+
+def _vectors_at(context, builder, signature, args, *places):
+    """Pointers to LANES floats, at each (number of the array among the arguments, offset)."""
+    found = []
+    for k, offset in places:
+        pointer = context.make_array(signature.args[k])(context, builder, args[k]).data
+        found.append(builder.bitcast(builder.gep(pointer, [offset]), _VECTOR.as_pointer()))
+    return found
+
+
+def _flush(builder, x):
+    """x, or 0 where it is below 1e-30: see `adam`."""
+    high, low = (ir.Constant(_VECTOR, [sign * float(np.float32(1e-30))] * LANES) for sign in (1, -1))
+    large = builder.or_(builder.fcmp_unordered(">", x, high), builder.fcmp_unordered("<", x, low))  # NaN stays NaN
+    return builder.select(large, x, ir.Constant(_VECTOR, [0.0] * LANES))
 
 
 @intrinsic
@@ -259,6 +366,7 @@ _tile = _make_tile(ROWS, VECTORS, accumulate=True)
 _tile2 = _make_tile(2, VECTORS, accumulate=True)
 _tile1 = _make_tile(1, VECTORS, accumulate=True)
 _grad_tile = _make_tile(GRAD_ROWS, 1, accumulate=False)
+_product_tile = _make_tile(DENSE_ROWS, 2, accumulate=False)
 _transpose, _label_lanes = _make_transpose(), _make_label_lanes()
 _move, _move_half, _move_one = _make_move(LANES), _make_move(LANES // 2), _make_move(1)
 
@@ -511,31 +619,169 @@ def scale_rows(y, factor, out):
 
 
 @njit(parallel=True, cache=True)
+def bias_relu(z, b):
+    """z <- ReLU(z + b), in place: z (B, n), b (n,)."""
+    zero = np.float32(0)
+    for i in prange(len(z)):
+        for j in range(z.shape[1]):
+            z[i, j] = max(z[i, j] + b[j], zero)
+
+
+@njit(parallel=True, cache=True)
+def row_squares(y, out):
+    """out[i] = sum over j of y[i, j]^2: y (B, n)."""
+    n = y.shape[1]
+    whole = n // LANES * LANES
+    for i in prange(len(y)):
+        sums = aligned(LANES)
+        sums[:] = 0
+        _square_lanes(y, i * n, whole, sums)
+        for j in range(whole, n):
+            sums[j - whole] += y[i, j] * y[i, j]
+        out[i] = _lane_sum(sums, 0)
+
+
+@njit(parallel=True, cache=True)
+def scale_each_row(y, factor, out):
+    """out[i] = factor[i] y[i]: y and out (B, n), factor (B,)."""
+    for i in prange(len(y)):
+        for j in range(y.shape[1]):
+            out[i, j] = factor[i] * y[i, j]
+
+
+@njit(parallel=True, cache=True)
+def relu_grad_rows(dy, y, pull, dz):
+    """dz = dy where y > 0, else 0, plus pull in every row: dy, y, dz (B, n), pull (n,)."""
+    zero = np.float32(0)
+    for i in prange(len(y)):
+        for j in range(y.shape[1]):
+            dz[i, j] = (dy[i, j] if y[i, j] > zero else zero) + pull[j]
+
+
+@njit(inline="always")
+def _adam_one(w, m, v, i, g, step_size, beta1, beta2, root, eps, decay):
+    one, tiny = np.float32(1), np.float32(1e-30)
+    m_i = beta1 * m[i] + (one - beta1) * g
+    v_i = beta2 * v[i] + (one - beta2) * g * g
+    # The averages of a unit that has died shrink for ever; below 1e-38 every operation on them takes a hundred
+    # cycles. Next to eps, 1e-30 is nothing: no weight changes by a bit.
+    m_i = np.float32(0) if abs(m_i) <= tiny else m_i  # NaN stays NaN
+    v_i = np.float32(0) if v_i <= tiny else v_i
+    m[i], v[i] = m_i, v_i
+    w[i] = (one - decay) * w[i] - step_size * m_i / (np.sqrt(v_i) * root + eps)
+
+
+@njit(parallel=True, cache=True)
 def adam(w, g, m, v, step_size, beta1, beta2, root, eps, decay):
     """One pass over memory: m, v <- averages of g, g^2; w <- (1 - decay) w - step_size m / (sqrt(v) root + eps).
 
     All arrays flat float32, updated in place; step_size = lr / (1 - beta1^t), root = 1 / sqrt(1 - beta2^t).
     """
-    one, tiny = np.float32(1), np.float32(1e-30)
     for i in prange(w.size):
-        m_i = beta1 * m[i] + (one - beta1) * g[i]
-        v_i = beta2 * v[i] + (one - beta2) * g[i] * g[i]
-        # The averages of a unit that has died shrink for ever; below 1e-38 every operation on them takes a hundred
-        # cycles. Next to eps, 1e-30 is nothing: no weight changes by a bit.
-        m_i = m_i if abs(m_i) > tiny else np.float32(0)
-        v_i = v_i if v_i > tiny else np.float32(0)
-        m[i], v[i] = m_i, v_i
-        w[i] = (one - decay) * w[i] - step_size * m_i / (np.sqrt(v_i) * root + eps)
+        _adam_one(w, m, v, i, g[i], step_size, beta1, beta2, root, eps, decay)
+
+
+@njit(inline="always")
+def _momentum_one(w, m, i, g, lr, beta, decay):
+    m_i = beta * m[i] + g + decay * w[i]
+    m_i = np.float32(0) if abs(m_i) <= np.float32(1e-30) else m_i  # see `_adam_one`
+    m[i] = m_i
+    w[i] -= lr * m_i
 
 
 @njit(parallel=True, cache=True)
 def momentum(w, g, m, lr, beta, decay):
     """One pass over memory: m <- beta m + g + decay w; w <- w - lr m. Flat float32 arrays, in place."""
     for i in prange(w.size):
-        m_i = beta * m[i] + g[i] + decay * w[i]
-        m_i = m_i if abs(m_i) > np.float32(1e-30) else np.float32(0)  # see `adam`
-        m[i] = m_i
-        w[i] -= lr * m_i
+        _momentum_one(w, m, i, g[i], lr, beta, decay)
+
+
+@njit(parallel=True, cache=True)
+def _panels(dz):
+    """dz (B, N) -> (panels, B, PANEL), its columns in panels, zero beyond the last one: each is read in one go."""
+    B, N = dz.shape
+    out = np.empty(((N + PANEL - 1) // PANEL, B, PANEL), np.float32)
+    for p in prange(len(out)):
+        lanes = min(PANEL, N - p * PANEL)
+        for i in range(B):
+            for lane in range(lanes):
+                out[p, i, lane] = dz[i, p * PANEL + lane]
+            for lane in range(lanes, PANEL):
+                out[p, i, lane] = 0
+    return out
+
+
+@njit(inline="always")
+def _columns(x, k0, xt):
+    """xt[i, r] = x[i, k0 + r], zero beyond the last column: xt (B * DENSE_ROWS,) flat."""
+    n = min(DENSE_ROWS, x.shape[1] - k0)
+    for i in range(len(x)):
+        for r in range(n):
+            xt[i * DENSE_ROWS + r] = x[i, k0 + r]
+        for r in range(n, DENSE_ROWS):
+            xt[i * DENSE_ROWS + r] = 0
+    return n
+
+
+@njit(parallel=True, cache=True)
+def product_momentum(x, dz, w, m, lr, beta, decay):
+    """`momentum` with the gradient x^T dz, used up tile by tile as it is computed: it is never stored.
+
+    x (B, K), dz (B, N); w and m (K, N) contiguous.
+    """
+    (B, K), N = x.shape, dz.shape[1]
+    panels, strips, flat_w, flat_m = _panels(dz), (K + DENSE_ROWS - 1) // DENSE_ROWS, w.ravel(), m.ravel()
+    chunks = (len(panels) + STRIP - 1) // STRIP
+    for part in prange(chunks * strips):
+        chunk, k0 = part // strips, part % strips * DENSE_ROWS
+        xt, g = aligned(B * DENSE_ROWS), aligned(DENSE_ROWS * PANEL)
+        n = _columns(x, k0, xt)
+        for p in range(chunk * STRIP, min(len(panels), (chunk + 1) * STRIP)):
+            at = k0 * N + p * PANEL
+            for r in range(n):  # the next panel's weights, while this one's tile computes
+                for line in range(PANEL, 2 * PANEL, 16):
+                    _prefetch(flat_w, at + r * N + line)
+                    _prefetch(flat_m, at + r * N + line)
+            _product_tile(g, 0, PANEL, xt, 0, 0, DENSE_ROWS, 1, panels, p * B * PANEL, 0, PANEL, 1, B)
+            lanes = min(PANEL, N - p * PANEL)
+            for r in range(n):
+                if lanes == PANEL:
+                    for lane in range(0, PANEL, LANES):
+                        _momentum_lanes(flat_w, flat_m, at + r * N + lane, g, r * PANEL + lane, lr, beta, decay)
+                else:
+                    for lane in range(lanes):
+                        _momentum_one(flat_w, flat_m, at + r * N + lane, g[r * PANEL + lane], lr, beta, decay)
+
+
+@njit(parallel=True, cache=True)
+def product_adam(x, dz, w, m, v, step_size, beta1, beta2, root, eps, decay):
+    """`adam` with the gradient x^T dz, as `product_momentum` has it."""
+    (B, K), N = x.shape, dz.shape[1]
+    panels, strips = _panels(dz), (K + DENSE_ROWS - 1) // DENSE_ROWS
+    flat_w, flat_m, flat_v = w.ravel(), m.ravel(), v.ravel()
+    chunks = (len(panels) + STRIP - 1) // STRIP
+    for part in prange(chunks * strips):
+        chunk, k0 = part // strips, part % strips * DENSE_ROWS
+        xt, g = aligned(B * DENSE_ROWS), aligned(DENSE_ROWS * PANEL)
+        n = _columns(x, k0, xt)
+        for p in range(chunk * STRIP, min(len(panels), (chunk + 1) * STRIP)):
+            at = k0 * N + p * PANEL
+            for r in range(n):
+                for line in range(PANEL, 2 * PANEL, 16):
+                    _prefetch(flat_w, at + r * N + line)
+                    _prefetch(flat_m, at + r * N + line)
+                    _prefetch(flat_v, at + r * N + line)
+            _product_tile(g, 0, PANEL, xt, 0, 0, DENSE_ROWS, 1, panels, p * B * PANEL, 0, PANEL, 1, B)
+            lanes = min(PANEL, N - p * PANEL)
+            for r in range(n):
+                if lanes == PANEL:
+                    for lane in range(0, PANEL, LANES):
+                        i, j = at + r * N + lane, r * PANEL + lane
+                        _adam_lanes(flat_w, flat_m, flat_v, i, g, j, step_size, beta1, beta2, root, eps, decay)
+                else:
+                    for lane in range(lanes):
+                        i, g_i = at + r * N + lane, g[r * PANEL + lane]
+                        _adam_one(flat_w, flat_m, flat_v, i, g_i, step_size, beta1, beta2, root, eps, decay)
 
 
 @njit(parallel=True, cache=True)

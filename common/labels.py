@@ -29,6 +29,11 @@ def write_slot(images, labels, rows, n_classes, off=OFF, on=ON):
     return images
 
 
+def one_hot(labels, n_classes):
+    """labels (B,) -> float32 (B, n_classes), 1 at the label and 0 elsewhere."""
+    return namespace(labels).eye(n_classes, dtype=np.float32)[labels]
+
+
 def wrong_labels(labels, n_classes, rng):
     """One label per row, uniform over the n_classes - 1 labels that are not the true one. labels (B,) -> (B,)."""
     return (labels + rng.integers(1, n_classes, len(labels))) % n_classes
@@ -43,6 +48,23 @@ def sampled_labels(logits, labels, rng):
     """One wrong label per row, drawn in proportion to softmax(logits): logits (B, K), labels (B,) -> (B,)."""
     noise = rng.gumbel(size=logits.shape)  # argmax of logits plus Gumbel noise is a draw from their softmax
     return (_without_true(logits, labels) + noise).argmax(axis=1)
+
+
+def hybrid_masks(n, side, blurs, rng):
+    """Large random regions of ones and zeros (n, side, side), bool: random bits, blurred again and again with
+    [1/4, 1/2, 1/4] in both directions, then cut at 1/2 (Hinton 2022, section 3.2). At the edges pixels repeat."""
+    blur = np.eye(side) / 2 + (np.eye(side, k=1) + np.eye(side, k=-1)) / 4
+    blur[0, 0] = blur[-1, -1] = 3 / 4
+    blur = np.linalg.matrix_power(blur, blurs).astype(np.float32)
+    bits = rng.integers(0, 2, (n, side, side)).astype(np.float32)
+    return blur @ bits @ blur > 0.5  # blur is symmetric
+
+
+def hybrid_images(images, masks, rng):
+    """Negatives without labels: image b where masks[b], another image of the batch elsewhere. (B, H, W, C)."""
+    B = len(images)
+    other = (np.arange(B) + rng.integers(1, B, B)) % B  # never the same image
+    return np.where(masks[..., None], images, images[other])
 
 
 def _without_true(g, labels):

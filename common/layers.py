@@ -6,16 +6,17 @@ that hands no gradient to the layer below cannot be part of backpropagation.
 
 import numpy as np
 
-from common.arrays import namespace
+from common.arrays import kernels, namespace
 from common.goodness import MeanSquare, rms_inverse, scale_rows
+from common.product import gradient
 
 
 class Dense:
-    """y = ReLU(x W + b), or without the ReLU. params: W (n_in, n_out), He-initialised from rng; b (n_out,), 0."""
+    """y = ReLU(x W + b), or without the ReLU. params: W (n_in, n_out), normal, sd gain / sqrt(n_in); b (n_out,), 0."""
 
-    def __init__(self, n_in, n_out, rng, relu=True, dtype=np.float32):
+    def __init__(self, n_in, n_out, rng, relu=True, gain=2**0.5, dtype=np.float32):
         self.params = {
-            "W": (np.sqrt(2.0 / n_in) * rng.standard_normal((n_in, n_out))).astype(dtype),
+            "W": (gain / np.sqrt(n_in) * rng.standard_normal((n_in, n_out))).astype(dtype),
             "b": np.zeros(n_out, dtype),
         }
         self.state = {}
@@ -23,17 +24,38 @@ class Dense:
 
     def forward(self, x, train=True):
         """x (B, n_in) -> y (B, n_out)."""
-        y = x @ self.params["W"] + self.params["b"]
-        if self.relu:
-            y = y * (y > 0)
+        y = x @ self.params["W"]
+        y = activate(y, self.params["b"]) if self.relu else y + self.params["b"]
         return y, (x, y)
 
-    def backward(self, dy, cache, need_dx=False):
-        """dy (B, n_out) -> dx (B, n_in) or None, grads summed over the batch."""
+    def backward(self, dy, cache, need_dx=False, pull=None):
+        """dy (B, n_out) -> dx (B, n_in) or None, grads summed over the batch.
+
+        pull (n_out,), from goodness.peer_pull: added to every row's gradient by what enters the ReLU.
+        """
         x, y = cache
-        dz = dy * (y > 0) if self.relu else dy
-        grads = {"W": x.T @ dz, "b": dz.sum(axis=0)}
+        dz = relu_grad(dy, y, pull) if self.relu else dy
+        grads = {"W": gradient((x, dz)), "b": dz.sum(axis=0)}
         return dz @ self.params["W"].T if need_dx else None, grads
+
+
+def activate(z, b):
+    """ReLU(z + b), z (B, n) and b (n,); z is used up."""
+    if kernels(z) and z.flags.c_contiguous:
+        kernels(z).bias_relu(z, b)
+        return z
+    z += b
+    return namespace(z).maximum(z, 0, out=z)
+
+
+def relu_grad(dy, y, pull=None):
+    """dL/dz from dL/dy and y = ReLU(z), both (B, n), plus pull (n,) in every row."""
+    if kernels(y) and y.flags.c_contiguous:
+        dz, pull = np.empty_like(y), np.zeros_like(y[0]) if pull is None else pull
+        kernels(y).relu_grad_rows(dy.astype(np.float32, copy=False), y, pull, dz)
+        return dz
+    dz = dy * (y > 0)
+    return dz if pull is None else dz + pull
 
 
 class ReLU:

@@ -16,11 +16,11 @@ class LocallyConnected2d:
     """Locally connected layer, with ReLU unless told otherwise.
 
     in_shape (H, W, C), channels O, rf: side of the square receptive field, stride, padding (zeros on every side).
-    params: W (OH, OW, rf, rf, C, O), He-initialised from rng (sd sqrt(2 / (rf*rf*C))); b (OH, OW, O), 0.
+    params: W (OH, OW, rf, rf, C, O), normal, sd sqrt(variance / (rf*rf*C)), He's 2 by default; b (OH, OW, O), 0.
     Raises ValueError when the receptive field is larger than the padded map.
     """
 
-    def __init__(self, in_shape, channels, rf, rng, stride=1, padding=0, relu=True, dtype=np.float32):
+    def __init__(self, in_shape, channels, rf, rng, stride=1, padding=0, relu=True, variance=2.0, dtype=np.float32):
         H, W, C = in_shape
         if rf < 1 or channels < 1 or stride < 1 or padding < 0:
             raise ValueError(
@@ -29,7 +29,7 @@ class LocallyConnected2d:
         if rf > min(H, W) + 2 * padding:
             raise ValueError(f"a receptive field of {rf} does not fit on a {H}x{W} map with padding {padding}")
         OH, OW = (H + 2 * padding - rf) // stride + 1, (W + 2 * padding - rf) // stride + 1
-        scale = np.sqrt(2.0 / (rf * rf * C))
+        scale = np.sqrt(variance / (rf * rf * C))
         self.params = {
             "W": (scale * rng.standard_normal((OH, OW, rf, rf, C, channels))).astype(dtype),
             "b": np.zeros((OH, OW, channels), dtype),
@@ -55,13 +55,16 @@ class LocallyConnected2d:
         y = y.transpose(3, 0, 1, 2)
         return y, (xp, y, x.shape)
 
-    def backward(self, dy, cache, need_dx=False):
-        """dy (B, OH, OW, O) = dL/dy -> dx (B, H, W, C) or None, grads {"W", "b"} summed over the batch."""
+    def backward(self, dy, cache, need_dx=False, pull=None):
+        """dy (B, OH, OW, O) = dL/dy -> dx (B, H, W, C) or None, grads {"W", "b"} summed over the batch.
+
+        pull (OH, OW, O), from goodness.peer_pull: added to every row's gradient by what enters the ReLU.
+        """
         x, y, x_shape = cache
         dy = dy.astype(y.dtype, copy=False)
         if kernels(dy) is None:
             xp = namespace(dy)
-            dz = dy * (y > 0) if self.relu else dy
+            dz = (dy * (y > 0) if self.relu else dy) + (0 if pull is None else pull)
             B, (OH, OW, O) = len(dz), self.out_shape
             dz_t = dz.reshape(B, OH * OW, O).transpose(1, 0, 2)  # (OH*OW, B, O)
             dW = xp.matmul(x.transpose(0, 2, 1), dz_t).reshape(self.params["W"].shape)
@@ -71,6 +74,8 @@ class LocallyConnected2d:
             W = self.params["W"].reshape(OH * OW, -1, O)
             return self._fold(xp.matmul(dz_t, W.transpose(0, 2, 1)), x_shape), grads
         dz = self.dz(dy, y)
+        if pull is not None:
+            dz = dz + pull[..., None]  # not in place: without a ReLU dz is the caller's
         grads = {k: aligned(p.shape) for k, p in self.params.items()}
         self.weight_grad_window(x, dz, grads, self.everywhere)
         return self._input_grad(dz, x_shape) if need_dx else None, grads

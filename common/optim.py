@@ -11,6 +11,7 @@ Everything that lives between steps is in `state` (arrays) and `t` (steps taken)
 import numpy as np
 
 from common.arrays import kernels, namespace
+from common.product import Product
 
 
 class SGD:
@@ -26,10 +27,12 @@ class SGD:
         for k, w in self.params.items():
             g, m = grads[k], self.state[f"m_{k}"]
             decay = self.decay if k != "b" else 0.0
-            fast = kernels(w)
-            if fast and w.flags.c_contiguous:
-                f = np.float32
-                fast.momentum(w.ravel(), g.ravel(), m.ravel(), f(self.lr), f(self.beta), f(decay))
+            fast, numbers = kernels(w), np.array([self.lr, self.beta, decay], np.float32)
+            if isinstance(g, Product):
+                for rows, x, dz in g.rows():
+                    fast.product_momentum(x, dz, w[rows], m[rows], *numbers)
+            elif fast and w.flags.c_contiguous:
+                fast.momentum(w.ravel(), g.ravel(), m.ravel(), *numbers)
             else:
                 m[...] = self.beta * m + g + decay * w
                 w -= self.lr * m
@@ -51,11 +54,12 @@ class Adam:
         for k, w in self.params.items():
             g, m, v = grads[k], self.state[f"m_{k}"], self.state[f"v_{k}"]
             decay = self.lr * self.decay if k != "b" else 0.0
-            fast = kernels(w)
-            if fast and w.flags.c_contiguous:
-                f = np.float32
-                flat = (w.ravel(), g.ravel(), m.ravel(), v.ravel())
-                fast.adam(*flat, f(step_size), f(b1), f(b2), f(root), f(self.eps), f(decay))
+            fast, numbers = kernels(w), np.array([step_size, b1, b2, root, self.eps, decay], np.float32)
+            if isinstance(g, Product):
+                for rows, x, dz in g.rows():
+                    fast.product_adam(x, dz, w[rows], m[rows], v[rows], *numbers)
+            elif fast and w.flags.c_contiguous:
+                fast.adam(w.ravel(), g.ravel(), m.ravel(), v.ravel(), *numbers)
             else:
                 m[...] = b1 * m + (1 - b1) * g
                 v[...] = b2 * v + (1 - b2) * g * g
@@ -74,9 +78,14 @@ def linear(t, total):
     return 1 - t / total
 
 
+def half(t, total):
+    """Learning-rate factor at step t of total: 1 for half of the steps, then a line to 0 (Hinton's program)."""
+    return min(1.0, 2 * (1 - t / total))
+
+
 def constant(t, total):
     """Learning-rate factor at step t of total: 1."""
     return 1.0
 
 
-SCHEDULES = {"linear": linear, "cosine": cosine, "constant": constant}
+SCHEDULES = {"linear": linear, "half": half, "cosine": cosine, "constant": constant}

@@ -149,7 +149,7 @@ def test_label_map_all_labels():
 def test_peer_pull_points_to_the_layers_mean():
     y = np.maximum(rng.standard_normal((6, 4, 3, 2)), 0)
     y[..., 0, 1] = 0  # two columns of a unit that is always off
-    pull = goodness.peer_pull(y, 0.5)
+    pull = goodness.peer_pull(y.mean(axis=0), 0.5)
     m = np.mean([*y], axis=0)
     assert pull.shape == (4, 3, 2) and np.allclose(pull, 0.5 * (m - m.mean())) and np.isclose(pull.sum(), 0)
     assert (pull[..., 0, 1] < 0).all()  # descent raises what is silent

@@ -273,5 +273,6 @@ def test_schedules():
     factors = [optim.cosine(t, 10, warmup=2) for t in range(11)]
     assert factors[:3] == [0.5, 1.0, 1.0] and np.isclose(factors[6], 0.5) and np.isclose(factors[10], 0)
     assert [optim.linear(t, 4) for t in range(5)] == [1, 0.75, 0.5, 0.25, 0]
-    assert {name: f(0, 4) for name, f in optim.SCHEDULES.items()} == {"linear": 1, "cosine": 1, "constant": 1}
+    assert {f(0, 4) for f in optim.SCHEDULES.values()} == {1} and len(optim.SCHEDULES) == 4
+    assert [optim.half(t, 8) for t in range(0, 9, 2)] == [1, 1, 1, 0.5, 0]
     assert optim.constant(4, 4) == 1

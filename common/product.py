@@ -1,0 +1,38 @@
+"""Product: the gradient of a dense layer's weights, x^T dz, not multiplied out.
+
+The gradient is as large as the weights, and all that ever happens to it is one optimiser step. `SGD` and `Adam` compute
+it tile by tile and use each tile up while it is in the cache: nothing of the weights' size is written or read for it.
+"""
+
+import numpy as np
+
+from common.arrays import kernels
+
+LEAST = 64  # columns: narrower products go to BLAS, whose edges are finer
+
+
+class Product:
+    """parts: pairs x (B, K), dz (B, N); the gradient (K + K' + ..., N) is their products, one below the other."""
+
+    def __init__(self, *parts):
+        self.parts = [(np.ascontiguousarray(x), np.ascontiguousarray(dz)) for x, dz in parts]
+
+    def __array__(self, dtype=None, copy=None):
+        return np.concatenate([x.T @ dz for x, dz in self.parts]).astype(dtype or np.float32, copy=False)
+
+    def rows(self):
+        """(rows of the weights, x, dz) of every part."""
+        first = 0
+        for x, dz in self.parts:
+            yield slice(first, first + x.shape[1]), x, dz
+            first += x.shape[1]
+
+
+def gradient(*parts):
+    """A Product where there are kernels that make one worthwhile, and the array itself elsewhere."""
+    _, dz = parts[0]
+    if kernels(dz) and dz.shape[1] >= LEAST:
+        return Product(*parts)
+    if len(parts) == 1:
+        return parts[0][0].T @ dz
+    return np.concatenate([x.T @ each for x, each in parts])

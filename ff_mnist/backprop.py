@@ -1,0 +1,146 @@
+"""Backpropagation on MNIST with the network of train.py: what Forward-Forward is measured against.
+
+Idea
+    The same stack of ReLU layers and a linear softmax on top. One loss at the top, and its gradient goes down through
+    all layers: every layer waits for all layers above it.
+
+Symbols
+    x    (B, 784)   pixels from 0 to 1
+    h    (B, n)     a layer's activity ReLU(h W + b)
+    L    a number   -log softmax(logits)[label], mean over the batch
+
+Run
+    python ff_mnist/backprop.py --seed 0
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import cli, compilation, record, runs, split  # before NumPy, see common/__init__.py
+
+# isort: split
+import numpy as np
+
+from common.evaluate import accuracy, in_batches
+from common.goodness import softmax_cross_entropy
+from common.layers import Dense
+from common.optim import SCHEDULES, SGD, Adam
+from common.split import Split, pixels
+
+
+@dataclass
+class Config:
+    seed: int = 0  # random seed: weights, order of images, shifts
+    n_epochs: int = 20  # passes over the training images
+    sizes: str = "2000,2000,2000,2000"  # units of the hidden layers
+    optimiser: str = "adam"  # adam or sgd (with momentum 0.9)
+    lr: float = 0.0003  # learning rate
+    weight_decay: float = 0.0  # Adam's is decoupled from the gradient
+    schedule: str = "linear"  # the learning rate over the run: half (constant, then to 0), linear, cosine or constant
+    batch_size: int = 100  # images per step
+    jitter: int = 0  # move training images at random by up to so many pixels
+    train_subset: int = 0  # training images, drawn by the seed (0: all that are not held out)
+    validation: int = 10000  # training images held out (0: train on all of them)
+    eval_subset: int = 1000  # images behind each point of the curves
+
+
+CHOICES = {"optimiser": ("adam", "sgd"), "schedule": tuple(SCHEDULES)}
+
+
+def build(cfg, n_inputs, n_classes, rng):
+    """Hidden layers and softmax -> layers, their optimisers."""
+    sizes = [n_inputs, *runs.numbers(cfg.sizes)]
+    layers = [Dense(n, m, rng) for n, m in zip(sizes, sizes[1:], strict=False)]
+    layers.append(Dense(sizes[-1], n_classes, rng, relu=False, gain=0.0))
+    make = Adam if cfg.optimiser == "adam" else SGD
+    return layers, [make(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in layers]
+
+
+def bp_step(layers, opts, x, labels):
+    """One step of all layers: x (B, 784), labels (B,) -> loss."""
+    h, caches = x, []
+    for layer in layers:
+        h, cache = layer.forward(h)
+        caches.append(cache)
+    loss, dy = softmax_cross_entropy(h, labels)
+    for i in reversed(range(len(layers))):
+        dy, grads = layers[i].backward(dy, caches[i], need_dx=i > 0)  # the line that Forward-Forward does without
+        opts[i].step(grads)
+    return loss
+
+
+def predict(layers, images):
+    """uint8 images (N, H, W, C) -> labels (N,)."""
+    found = []
+    for rows in in_batches(len(images), 1000):
+        h = pixels(images[rows])
+        for layer in layers:
+            h, _ = layer.forward(h, train=False)
+        found.append(h.argmax(axis=1))
+    return np.concatenate(found)
+
+
+def check(cfg, ds):
+    """Say in one line what cannot work, before anything is computed."""
+    split.check(ds, cfg)
+    runs.check_numbers("--sizes", cfg.sizes)
+    runs.at_least(cfg, 1, "n_epochs", "batch_size", "eval_subset")
+    runs.at_least(cfg, 0, "weight_decay", "jitter")
+    runs.positive(cfg, "lr")
+
+
+def train_epoch(layers, opts, data, rng, cfg, epoch):
+    """One pass over the training images -> its mean loss and its seconds."""
+    n = len(data.train[0])
+    batches = in_batches(n, cfg.batch_size)
+    order = rng.permutation(n)
+    start, losses = time.perf_counter(), []
+    for i, rows in enumerate(cli.progress(batches, f"{epoch}/{cfg.n_epochs}"), start=(epoch - 1) * len(batches)):
+        for opt in opts:
+            opt.lr = cfg.lr * SCHEDULES[cfg.schedule](i, cfg.n_epochs * len(batches))
+        losses.append(bp_step(layers, opts, *data.batch(order[rows], cfg.jitter, rng)))
+    return {"loss": np.mean(losses), "seconds": time.perf_counter() - start}
+
+
+def run(cfg, options, threads):
+    """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
+    compilation.announce("dense")
+    this = runs.open_run(cfg, options, threads, "ff_mnist_backprop", runs.images("mnist"), check, Split)
+    cfg, data = this.cfg, this.split
+    layers, opts = build(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
+    rng = np.random.default_rng([cfg.seed, 3])
+    saved = {"layers": (layers, opts)}
+    this.restore(saved, {"rng": rng})
+    clock = runs.Clock(this.done, cfg.n_epochs)
+    for epoch in range(this.done + 1, cfg.n_epochs + 1):
+        log = train_epoch(layers, opts, data, rng, cfg, epoch)
+        for key, (images, labels) in data.parts("train", "val").items():
+            log[key] = {"acc": accuracy(predict(layers, images[: cfg.eval_subset]), labels[: cfg.eval_subset])}
+        record.append(this.folder, {"epoch": epoch} | log)
+        this.checkpoint(epoch, saved, {"rng": rng})
+        print(f"{runs.epoch_line(epoch, cfg, log)}  | {clock(log['seconds'], epoch)}", flush=True)
+
+    final = {}
+    for key, (images, labels) in data.parts("test", "val").items():
+        final[key] = {"acc": accuracy(predict(layers, images), labels)}
+    record.append(this.folder, {"final": final | {"seconds": clock.seconds()}})
+    print(f"test error {100 * (1 - final['test']['acc']):.2f} %")
+    this.finish(options, layers, "viz/ff_mnist.py")
+    return final
+
+
+def main():
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES)
+    threads = runs.threads(options)
+    finals = []
+    for seed in options.seeds:
+        cfg.seed = seed
+        finals.append(run(cfg, options, threads))
+    runs.report("test error", [100 * (1 - final["test"]["acc"]) for final in finals])
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,161 @@
+"""What each choice is worth on MNIST: the same short run with one thing changed, on held-out images.
+
+Tables of variants, each line a change of one reference run. Settings are chosen here, on the validation images; no test
+image is ever looked at. Everything is run by the scripts' own functions.
+
+    normalisation   what the next layer sees, times theta, times sum or mean of squares: where people lose days
+    losses          threshold, margin and softmax; negatives; layer collaboration; peer normalisation
+    rates           learning rates of train.py at both sizes
+    unsupervised    learning rate and number of blurs of unsupervised.py
+    local           learning rate of unsupervised.py --local
+    recurrent       learning rate and sizes of recurrent.py
+
+Run
+    python ff_mnist/explore.py --table normalisation --seeds 0-2
+    python ff_mnist/explore.py --resume runs/ff_mnist_losses/RUN                go on after the last line
+"""
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import cli, tables  # before NumPy, see common/__init__.py
+
+# isort: split
+import numpy as np
+import recurrent
+import train
+import unsupervised
+
+from common.evaluate import accuracy
+from common.split import Split
+
+
+@dataclass
+class Config(tables.Config):
+    validation: int = 10000  # training images held out, all of which judge
+
+
+# Adam's steps do not depend on the gradient's size, which sum and mean change a thousandfold.
+SHORT = {"sizes": "500,500,500", "n_epochs": 10, "optimiser": "adam", "weight_decay": 0.0, "schedule": "linear"}
+ALL = {"negatives": "all"}
+RATES = (0.001, 0.0005, 0.00025, 0.0001)
+TABLES = {
+    "normalisation": (
+        SHORT,
+        [
+            ("reference", "reference", {}),
+            *(
+                (
+                    f"{goodness} of squares",
+                    f"{goodness}, {name}, theta {theta:g}",
+                    {"goodness": goodness, "norm": norm, "theta": theta},
+                )
+                for goodness in ("sum", "mean")
+                for norm, name in (("rms", "mean square 1"), ("length", "length 1"), ("none", "not normalised"))
+                for theta in (0.01, 0.1, 1.0, 2.0)
+                if (goodness, norm, theta) != ("sum", "rms", 1.0)
+            ),
+        ],
+    ),
+    "losses": (
+        SHORT,
+        [
+            ("reference", "reference", {}),
+            ("negatives", "uniform negatives", {"negatives": "uniform"}),
+            ("negatives", "all nine wrong labels", ALL),
+            *(
+                (
+                    "margin loss",
+                    f"margin, {kind} negatives, beta {b:g}",
+                    {"loss": "margin", "negatives": kind, "beta": b},
+                )
+                for kind in ("hard", "uniform", "all")
+                for b in (0.03, 0.3, 1.0)
+            ),
+            *(
+                ("softmax loss", f"softmax over labels, beta {b:g}", ALL | {"loss": "softmax", "beta": b})
+                for b in (0.03, 0.3, 1.0)
+            ),
+            *(("threshold loss", f"threshold, beta {b:g}", {"beta": b}) for b in (0.03, 0.3)),
+            *(("collaboration", f"gamma {c:g}", {"collaborate": c}) for c in (0.1, 0.3, 0.5, 0.7, 1.0)),
+            *(("peers", f"peer normalisation {p:g}", {"peer": p}) for p in (0.0, 0.003, 0.3)),
+        ],
+    ),
+    "rates": (
+        {"n_epochs": 10},
+        [
+            (sizes, f"{sizes}, learning rate {lr:g}", {"sizes": sizes, "lr": lr})
+            for sizes in ("1000,1000,1000", "2000,2000,2000,2000")
+            for lr in RATES
+        ],
+    ),
+    "unsupervised": (
+        {"n_epochs": 10, "lr": 0.0005},
+        [
+            *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in RATES),
+            *(("blurs", f"{n} blurs", {"blurs": n}) for n in (2, 4, 8, 12, 16)),
+        ],
+    ),
+    "local": (
+        {"n_epochs": 10, "local": True},
+        [("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.002, *RATES)],
+    ),
+    "recurrent": (
+        {"n_epochs": 5},
+        [
+            *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.002, *RATES)),
+            *(("sizes", f"units {n}", {"sizes": n}) for n in ("500,500", "2000,2000", "1000,1000,1000")),
+        ],
+    ),
+}
+
+
+def ask_train(net, data, some, labels, cfg):
+    scores, _ = train.evaluate(net, some, labels, cfg, data.n_classes)
+    return {"ff": {"acc": scores["acc"], "layer_acc": scores["layer_acc"]}, "softmax": {"acc": scores["softmax_acc"]}}
+
+
+def ask_recurrent(net, data, some, labels, cfg):
+    scores, _ = recurrent.evaluate(net, some, labels, cfg, data.n_classes)
+    return {"ff": {"acc": scores["acc"]}}
+
+
+def ask_unsupervised(net, data, some, labels, cfg):
+    return {"softmax": {"acc": accuracy(unsupervised.predict(net, some, cfg), labels)}}
+
+
+SCRIPTS = {"unsupervised": (unsupervised, ask_unsupervised), "local": (unsupervised, ask_unsupervised)}
+SCRIPTS |= {"recurrent": (recurrent, ask_recurrent)}
+
+
+def run_variant(settings, cfg, ds, seed):
+    """Train one variant -> what its line in the record says: accuracies on all held-out images, from 0 to 1."""
+    script, ask = SCRIPTS.get(cfg.table, (train, ask_train))
+    chosen = replace(script.Config(), **settings, seed=seed, validation=cfg.validation, eval_subset=1000)
+    chosen.train_subset = cfg.train_subset or chosen.train_subset
+    chosen.n_epochs = cfg.n_epochs or chosen.n_epochs
+    script.check(chosen, ds)
+    data = Split(ds, chosen)
+    shape = ds.x_train.shape[1:] if script is unsupervised else data.size
+    net = script.Net(chosen, shape, data.n_classes, np.random.default_rng([seed, 0]))
+    rng, seconds = np.random.default_rng([seed, 3]), 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # some of these ways to learn blow up: that is a result
+        for epoch in range(1, chosen.n_epochs + 1):
+            log = script.train_epoch(net, data, rng, chosen, epoch)
+            seconds += log["seconds"]
+        on_train = ask(net, data, *(part[:1000] for part in data.train), chosen)
+        on_val = ask(net, data, *data.val, chosen)
+    line = {"config": asdict(chosen), "loss": log["loss"], "silent": log["silent"], "seconds": seconds}
+    for key, scores in on_val.items():
+        line[key] = {"train_acc": on_train[key]["acc"], "val_acc": scores.pop("acc")} | scores
+    return line
+
+
+def main():
+    tables.run(__doc__, TABLES, run_variant, "ff_mnist", tables.images("mnist"), ("dense", "local"), Config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,270 @@
+"""Forward-Forward with top-down connections on MNIST: Hinton's (2022) section 3.4, the still image as a boring video.
+
+Idea
+    The image stays below, the label above, and in between every layer listens to both of its neighbours for eight
+    time steps. Each layer learns at every step to be more active under the right label than under a wrong one: what
+    the layers above believe reaches the layers below as an input, not as a gradient, neither through layers nor time.
+
+Symbols
+    x        (B, 784)     image, scaled to mean square 1, the same at every step
+    y_l(t)   (2B, n)      activity of hidden layer l; B rows with the right label, then B with a wrong one
+    h_l(t)   (2B, n)      y_l(t) scaled to mean square 1, all that the neighbours see; h_0 = x, h_{L+1} = the label
+    z_l(t) = h_{l-1}(t-1) W_l + h_{l+1}(t-1) V_l + b_l                    all layers at once
+    y_l(t) = 0.3 y_l(t-1) + 0.7 ReLU(z_l(t))
+    g_l(t)   (2B,)        goodness, the sum of y_l(t)^2; loss softplus(-t (g - theta)), mean over steps; theta = n
+    Start: y(0) from one bottom-up pass without a label. Wrong labels are drawn from a softmax over that pass's h.
+    Prediction: eight steps under each label; the label with the most goodness in steps 3 to 5.
+
+Deviates from the paper
+    It prints no layer sizes, learning rates or batch size: see ff_mnist/README.md.
+
+Run
+    python ff_mnist/recurrent.py --seed 0
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import cli, compilation, record, runs, split  # before NumPy, see common/__init__.py
+
+# isort: split
+import numpy as np
+
+from common.evaluate import accuracy, in_batches, silent
+from common.functions import relu
+from common.goodness import SumSquare, normalise, peers, softmax_cross_entropy, threshold_loss
+from common.labels import one_hot, sampled_labels
+from common.layers import Dense
+from common.optim import SCHEDULES, SGD, Adam
+from common.split import Split, pixels
+
+
+@dataclass
+class Config:
+    seed: int = 0  # random seed: weights, order of images, wrong labels
+    n_epochs: int = 60  # passes over the training images
+    sizes: str = "1000,1000"  # units of the hidden layers
+    steps: int = 8  # time steps
+    first: int = 3  # the first step whose goodness counts in prediction
+    last: int = 5  # the last one
+    damping: float = 0.3  # share of the old state in the new one
+    theta: float = 1.0  # threshold for goodness, times the number of units
+    peer: float = 0.03  # strength of peer normalisation (0: off)
+    optimiser: str = "sgd"  # sgd (with momentum 0.9) or adam
+    lr: float = 0.001  # learning rate of the hidden layers
+    weight_decay: float = 0.001  # theirs
+    head_lr: float = 0.01  # learning rate of the softmax
+    head_decay: float = 0.003  # its weight decay
+    schedule: str = "half"  # the learning rate over the run: half (constant, then to 0), linear, cosine or constant
+    batch_size: int = 100  # images per step of learning
+    train_subset: int = 0  # training images, drawn by the seed (0: all that are not held out)
+    validation: int = 10000  # training images held out (0: train on all of them)
+    eval_subset: int = 1000  # images behind each point of the curves
+    snapshot_every: int = 10  # epochs between the snapshots that figures are drawn from (0: none)
+
+
+CHOICES = {"optimiser": ("sgd", "adam"), "schedule": tuple(SCHEDULES)}
+
+
+class TwoWay:
+    """A layer between two neighbours: z = below W + above V + b. params W (n_below, n), V (n_above, n), b (n,)."""
+
+    def __init__(self, n_below, n, n_above, rng, dtype=np.float32):
+        self.params = {
+            "W": (rng.standard_normal((n_below, n)) / np.sqrt(n_below)).astype(dtype),
+            "V": (rng.standard_normal((n_above, n)) / np.sqrt(n_above)).astype(dtype),
+            "b": np.zeros(n, dtype),
+        }
+        self.state = {"mean": np.full(n, 0.5, dtype)}  # of each unit's activity, for peer normalisation
+
+
+class Net:
+    """Hidden layers from the image up, the softmax that draws wrong labels, and an optimiser for each."""
+
+    def __init__(self, cfg, n_inputs, n_classes, rng):
+        sizes = [n_inputs, *runs.numbers(cfg.sizes), n_classes]
+        self.layers = [TwoWay(*three, rng) for three in zip(sizes, sizes[1:], sizes[2:], strict=False)]
+        self.head = Dense(sum(sizes[1:-1]), n_classes, rng, relu=False, gain=0.0)
+        make = Adam if cfg.optimiser == "adam" else SGD
+        self.opts = [make(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in self.layers]
+        self.head_opt = SGD(self.head.params, cfg.head_lr, decay=cfg.head_decay)
+
+
+def bottom_up(layers, x):
+    """One pass without a label: x (B, D) -> the states at step 0, a list of (B, n)."""
+    h, y = x, []
+    for layer in layers:
+        y.append(relu(h @ layer.params["W"] + layer.params["b"]))
+        h = normalise(y[-1])
+    return y
+
+
+def unroll(layers, x, labels, y, cfg):
+    """Yield, step by step, what every layer saw below and above, its z and its new y: four lists of (R, n).
+
+    x (B, D) images, labels (R, K) one-hot rows, y: the states at step 0, a list of (R, n). Row r shows image r mod B.
+    """
+    drive = x @ layers[0].params["W"]  # (B, n), the same at every step and under every label
+    drive = np.concatenate([drive] * (len(labels) // len(x)))
+    for _ in range(cfg.steps):
+        h = [normalise(v) for v in y]
+        below, above = [None, *h[:-1]], [*h[1:], labels]
+        z = []
+        for i, layer in enumerate(layers):
+            z.append((below[i] @ layer.params["W"] if i else drive) + above[i] @ layer.params["V"])
+            z[i] += layer.params["b"]
+        a, b = np.float32(cfg.damping), np.float32(1 - cfg.damping)
+        y = [a * old + b * relu(new) for old, new in zip(y, z, strict=True)]
+        yield below, above, z, y
+
+
+def ff_step(net, x, labels, cfg, rng, n_classes):
+    """One step of learning: x (B, 784), labels (B,) -> layer by layer loss, mean g+, mean g-, over the time steps."""
+    start = bottom_up(net.layers, x)
+    logits, cache = net.head.forward(np.concatenate([normalise(y) for y in start], axis=1))
+    net.head_opt.step(net.head.backward(softmax_cross_entropy(logits, labels)[1], cache)[1])
+    both = one_hot(np.concatenate([labels, sampled_labels(logits, labels, rng)]), n_classes)  # (2B, 10)
+    grads, log = ff_grads(net.layers, x, both, [np.concatenate([y, y]) for y in start], cfg)
+    for opt, of_layer in zip(net.opts, grads, strict=True):
+        opt.step(of_layer)
+    return log
+
+
+def ff_grads(layers, x, labels, y, cfg):
+    """Gradients of all layers over all time steps: x (B, D), labels (2B, K), states at step 0 -> grads, log (L, 3).
+
+    Every time step of every layer has a loss of its own; what is lowered is their mean over the steps.
+    """
+    B = len(x)
+    t = np.repeat(np.float32([1, -1]), B)
+    seen = [{"below": [], "above": [], "dz": []} for _ in layers]
+    log = np.zeros((len(layers), 3))
+    for below, above, z, now in unroll(layers, x, labels, y, cfg):
+        for i, layer in enumerate(layers):
+            g, squares = SumSquare().forward(now[i])
+            loss, dg = threshold_loss(g, t, cfg.theta * now[i].shape[1])
+            dy = SumSquare().backward(dg, squares)
+            dz = np.float32(1 - cfg.damping) * dy * (z[i] > 0)  # the old state is given: nothing goes back in time
+            seen[i]["below"].append(below[i])
+            seen[i]["above"].append(above[i])
+            seen[i]["dz"].append((dz + peers(layer.state["mean"], now[i][:B], cfg.peer, 2 * B)) / cfg.steps)
+            log[i] += np.array([loss, g[:B].mean(), g[B:].mean()]) / cfg.steps
+    grads = []
+    for i in range(len(layers)):
+        dz = np.concatenate(seen[i]["dz"])  # (steps 2B, n)
+        if i:
+            dW = np.concatenate(seen[i]["below"]).T @ dz
+        else:  # the same image at every step and under both labels: its errors are added up first
+            dW = x.T @ dz.reshape(-1, B, dz.shape[1]).sum(axis=0)
+        grads.append({"W": dW, "V": np.concatenate(seen[i]["above"]).T @ dz, "b": dz.sum(axis=0)})
+    return grads, log
+
+
+def goodness_of_labels(net, x, cfg, n_classes):
+    """Goodness of every candidate label at every step: x (N, 784) -> (steps, n_layers, N, 10)."""
+    found = []
+    for rows in in_batches(len(x), 100):
+        B = len(x[rows])
+        codes = one_hot(np.repeat(np.arange(n_classes), B), n_classes)  # (10 B, 10)
+        y = [np.concatenate([v] * n_classes) for v in bottom_up(net.layers, x[rows])]
+        found.append([
+            [SumSquare().forward(v)[0].reshape(n_classes, B).T for v in now]
+            for _, _, _, now in unroll(net.layers, x[rows], codes, y, cfg)
+        ])  # fmt: skip
+    return np.concatenate(found, axis=2)
+
+
+def vote(g, cfg):
+    """Goodness (steps, n_layers, N, 10) -> predicted labels (N,)."""
+    return g[cfg.first - 1 : cfg.last].sum(axis=(0, 1)).argmax(axis=1)
+
+
+def check(cfg, ds):
+    """Say in one line what cannot work, before anything is computed."""
+    split.check(ds, cfg)
+    runs.check_numbers("--sizes", cfg.sizes)
+    runs.at_least(cfg, 1, "n_epochs", "steps", "batch_size", "eval_subset")
+    runs.at_least(cfg, 0, "snapshot_every", "weight_decay", "head_decay", "peer")
+    runs.positive(cfg, "theta", "lr", "head_lr")
+    if not 1 <= cfg.first <= cfg.last <= cfg.steps:
+        raise cli.UsageError(f"--first {cfg.first} --last {cfg.last}: the steps go from 1 to {cfg.steps}")
+    if not 0 <= cfg.damping < 1:
+        raise cli.UsageError(f"--damping {cfg.damping}: from 0 to less than 1")
+
+
+def train_epoch(net, data, rng, cfg, epoch):
+    """One pass over the training images -> means over the epoch."""
+    n = len(data.train[0])
+    batches = in_batches(n, cfg.batch_size)
+    order = rng.permutation(n)
+    start, log = time.perf_counter(), []
+    for i, rows in enumerate(cli.progress(batches, f"{epoch}/{cfg.n_epochs}"), start=(epoch - 1) * len(batches)):
+        factor = SCHEDULES[cfg.schedule](i, cfg.n_epochs * len(batches))
+        for opt in net.opts:
+            opt.lr = cfg.lr * factor
+        net.head_opt.lr = cfg.head_lr * factor
+        images, labels = (part[order[rows]] for part in data.train)
+        log.append(ff_step(net, normalise(pixels(images)), labels, cfg, rng, data.n_classes))
+    loss, g_pos, g_neg = np.mean(log, axis=0).T
+    return {"loss": loss, "g_pos": g_pos, "g_neg": g_neg, "silent": silent(net.layers)} | {
+        "seconds": time.perf_counter() - start
+    }
+
+
+def evaluate(net, images, labels, cfg, n_classes):
+    """Accuracy on uint8 images: by goodness, and by each step's goodness alone -> dict, goodness of every label."""
+    g = goodness_of_labels(net, normalise(pixels(images)), cfg, n_classes)
+    steps = [accuracy(step.sum(axis=0).argmax(axis=1), labels) for step in g]
+    return {"acc": accuracy(vote(g, cfg), labels), "step_acc": steps}, g
+
+
+def snapshot(folder, epoch, g, labels):
+    """What the figures need of this epoch: goodness of every label at every step, right labels."""
+    (folder / "snapshots").mkdir(exist_ok=True)
+    arrays = {"goodness": g[:, :, :100], "labels": labels[:100]}
+    record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", arrays, {"epoch": epoch})
+
+
+def run(cfg, options, threads):
+    """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
+    compilation.announce("dense")
+    this = runs.open_run(cfg, options, threads, "ff_mnist_recurrent", runs.images("mnist"), check, Split)
+    cfg, data = this.cfg, this.split
+    net = Net(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
+    saved = {"layers": (net.layers, net.opts), "head": ([net.head], [net.head_opt])}
+    rng = np.random.default_rng([cfg.seed, 3])
+    this.restore(saved, {"rng": rng})
+    clock = runs.Clock(this.done, cfg.n_epochs)
+    for epoch in range(this.done + 1, cfg.n_epochs + 1):
+        log = train_epoch(net, data, rng, cfg, epoch)
+        for key, (images, labels) in data.parts("train", "val").items():
+            images, labels = images[: cfg.eval_subset], labels[: cfg.eval_subset]
+            log[key], g = evaluate(net, images, labels, cfg, data.n_classes)
+        if cfg.snapshot_every and epoch % cfg.snapshot_every == 0:
+            snapshot(this.folder, epoch, g, labels)
+        record.append(this.folder, {"epoch": epoch} | log)
+        this.checkpoint(epoch, saved, {"rng": rng})
+        print(f"{runs.epoch_line(epoch, cfg, log)}  | {clock(log['seconds'], epoch)}", flush=True)
+
+    final = {key: evaluate(net, *part, cfg, data.n_classes)[0] for key, part in data.parts("test", "val").items()}
+    record.append(this.folder, {"final": final | {"seconds": clock.seconds()}})
+    print(f"test error {100 * (1 - final['test']['acc']):.2f} %")
+    this.finish(options, [*net.layers, net.head], "viz/ff_mnist.py")
+    return final
+
+
+def main():
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES)
+    threads = runs.threads(options)
+    finals = []
+    for seed in options.seeds:
+        cfg.seed = seed
+        finals.append(run(cfg, options, threads))
+    runs.report("test error", [100 * (1 - final["test"]["acc"]) for final in finals])
+
+
+if __name__ == "__main__":
+    cli.run(main)

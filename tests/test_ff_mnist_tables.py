@@ -1,0 +1,174 @@
+"""Explorations, film, figures and tables of ff_mnist: settings that can run, records that draw, rows that say right."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scripts
+
+from common import data, record
+from viz import ff_mnist_normalisation, results
+
+ROOT = Path(__file__).resolve().parent.parent
+explore = scripts.load("ff_mnist/explore.py")
+explore_text = scripts.load("ff_mnist/explore_text.py")
+
+
+def call(cwd, script, *flags):
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def glyphs():
+    return data.load("glyphs", None)
+
+
+@pytest.mark.parametrize("table", explore.TABLES)
+def test_variants_are_settings_that_the_script_can_run(table, glyphs):
+    reference, rows = explore.TABLES[table]
+    script, _ = explore.SCRIPTS.get(table, (explore.train, None))
+    names = [name for _, name, _ in rows]
+    assert len(set(names)) == len(names)
+    for _, name, settings in rows:
+        script.check(replace(script.Config(), **reference | settings, validation=1000), glyphs)
+        usual = {k: getattr(script.Config(), k) for k in settings} | {
+            k: reference[k] for k in settings if k in reference
+        }
+        assert name == "reference" or table not in ("normalisation", "losses") or settings != usual
+
+
+def test_variants_of_the_text_table_can_run():
+    reference, rows = explore_text.TABLES["text"]
+    assert len({name for _, name, _ in rows}) == len(rows)
+    for _, _, settings in rows:
+        explore_text.sequence.check(replace(explore_text.sequence.Config(), **reference | settings), None)
+
+
+@pytest.mark.parametrize(
+    "table, only, nets",
+    [
+        ("normalisation", "reference", {"ff", "softmax"}),
+        ("unsupervised", "16 blurs", {"softmax"}),
+        ("local", "0.002", {"softmax"}),
+        ("recurrent", "500,500", {"ff"}),
+    ],
+)
+def test_a_table_judges_on_held_out_images_only(tmp_path, table, only, nets):
+    flags = "--train-subset 200 --n-epochs 1 --validation 100 --dataset glyphs --out out"
+    done = call(tmp_path, "ff_mnist/explore.py", "--table", table, "--only", only, *flags.split())
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "out").iterdir()
+    _, row, final = record.read(folder)
+    assert final == {"final": {"lines": 1}} and nets == {k for k in row if k in ("ff", "softmax")}
+    assert all({"train_acc", "val_acc"} <= row[net].keys() for net in nets) and "test" not in json.dumps(row)
+    again = call(tmp_path, "ff_mnist/explore.py", "--resume", folder)
+    assert again.returncode == 2 and "finished" in again.stderr
+    if table == "normalisation":
+        done = call(tmp_path, "viz/ff_mnist_normalisation.py", folder, "--out", tmp_path / "n.png")
+        assert done.returncode == 0 and (tmp_path / "n.png").stat().st_size < 200_000, done.stderr
+
+
+def test_the_text_table_goes_on_after_its_last_line(tmp_path):
+    flags = "--only window --n-epochs 1 --out out --seeds 0-1".split()
+    done = call(tmp_path, "ff_mnist/explore_text.py", *flags)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "out").iterdir()
+    rows = [line for line in record.read(folder) if "variant" in line]
+    assert len(rows) == 6 and rows[0]["config"]["readout"] == 0
+    record.cut(folder, 3)
+    done = call(tmp_path, "ff_mnist/explore_text.py", "--resume", folder)
+    assert done.returncode == 0, done.stderr
+    again = [line for line in record.read(folder) if "variant" in line]
+    assert [line["softmax"] for line in again] == [line["softmax"] for line in rows]
+
+
+def test_film(tmp_path):
+    small = "--dataset glyphs --train-subset 200 --validation 100 --eval-subset 50 --batch-size 50 --no-figures"
+    flags = f"{small} --n-epochs 3 --sizes 20,15 --snapshot-every 1 --out out".split()
+    assert call(tmp_path, "ff_mnist/train.py", *flags).returncode == 0
+    (folder,) = (tmp_path / "out").iterdir()
+    done = call(tmp_path, "viz/ff_mnist_gif.py", folder)
+    assert done.returncode == 0 and "3 frames" in done.stdout, done.stderr
+    first = (folder / "figures" / "training.gif").read_bytes()
+    assert call(tmp_path, "viz/ff_mnist_gif.py", folder, "--out", "again.gif").returncode == 0
+    assert (tmp_path / "again.gif").read_bytes() == first and first[:6] == b"GIF89a"
+    done = call(tmp_path, "viz/ff_mnist_normalisation.py", folder)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no record of" in done.stderr
+
+
+def a_run(script, seed, acc, dataset="mnist", **settings):
+    """The first and the last line of a record, and one epoch between them."""
+    module = scripts.load(f"ff_mnist/{script}.py")
+    config = asdict(module.Config()) | {"seed": seed} | settings
+    first = {"command": f"python ff_mnist/{script}.py --seed {seed}", "config": config, "commit": "abc"}
+    first["dataset"] = {"name": dataset, "train": 50000}
+    return [first, {"epoch": 1, "loss": [0.1], "seconds": 60.0}, {"final": {"test": acc, "seconds": 61.0}}]
+
+
+def rows_of(table):
+    return [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in table.splitlines()[2:]]
+
+
+def test_errors_stand_beside_the_papers_number_only_for_its_own_settings():
+    acc = {"acc": 0.986, "softmax_acc": 0.985}
+    cases = [
+        ([a_run("train", s, acc | {"acc": 0.986 + 0.002 * s}) for s in (0, 1)], "1.36", "1.30 ± 0.14", "2"),
+        ([a_run("train", 0, acc, jitter=2)], "0.64", "1.40", "1"),
+        ([a_run("train", 0, acc, negatives="uniform")], "–", "1.40", "1"),
+        ([a_run("train", 0, acc, dataset="glyphs")], "–", "1.40", "1"),
+        ([a_run("unsupervised", 0, {"acc": 0.99}, local=True)], "1.16", "1.00", "1"),
+        ([a_run("unsupervised", 0, {"acc": 0.99})], "1.37", "1.00", "1"),
+        ([a_run("recurrent", 0, {"acc": 0.99})], "1.31", "1.00", "1"),
+        ([a_run("backprop", 0, {"acc": 0.99})], "1.4", "1.00", "1"),
+    ]
+    for (runs, paper, error, n), row in zip(cases, rows_of(results.mnist_errors([c[0] for c in cases])), strict=True):
+        assert (row[3], row[5], row[6], row[7]) == (error, paper, n, "60"), runs[0][0]["command"]
+        assert row[4].startswith("1.50" if "softmax_acc" in runs[0][-1]["final"]["test"] else "–")
+
+
+def test_the_sequence_table():
+    def run(seed, kind, share, held_out):
+        first, epoch, _ = a_run("sequence", seed, {}, negatives=kind, validation=48 if held_out else 0)
+        parts = {"train": share} | ({"val": share / 2} if held_out else {})
+        guess = np.full(90, 0.1).tolist()
+        return [first, epoch, {"final": {k: {"acc": v, "unigram_by_position": guess} for k, v in parts.items()}}]
+
+    table = results.sequence_table(
+        [[run(0, "teacher", 0.5, True), run(1, "teacher", 0.6, True)], [run(0, "none", 0.3, 0)]]
+    )
+    first, second = rows_of(table)
+    assert first[0] == "teacher" and first[1:5] == ["55.00 ± 7.07", "27.50 ± 3.54", "10.00", "2"]
+    assert second[1:5] == ["30.00", "–", "10.00", "1"]
+
+
+def test_a_table_without_a_reference_prints_what_each_way_to_ask_says():
+    def line(variant, seed, **nets):
+        return {"variant": variant, "group": "x", "seed": seed} | {k: {"val_acc": v} for k, v in nets.items()}
+
+    first = {"command": "python ff_mnist/explore.py --table rates --seeds 0-1", "seeds": [0, 1], "commit": "abc"}
+    run = [
+        first,
+        line("a", 0, ff=0.5, softmax=0.4),
+        line("b", 0, ff=0.6, softmax=0.3),
+        line("a", 1, ff=0.7, softmax=0.4),
+    ]
+    rows = rows_of(results.variants([[run]]).split("\n\n")[0])
+    assert rows == [["a", "60.00 ± 14.14", "40.00 ± 0.00", "2"], ["b", "60.00", "30.00", "1"]]
+
+
+def test_the_normalisation_figure_reads_every_cell(tmp_path):
+    lines = [{"command": "x", "config": {"table": "normalisation"}}]
+    for _, name, settings in explore.TABLES["normalisation"][1]:
+        config = {"goodness": "sum", "norm": "rms", "theta": 1.0, "sizes": "5,5", "n_epochs": 1} | settings
+        for seed in (0, 1):
+            accs = {"ff": {"val_acc": 0.9}, "softmax": {"val_acc": 0.8}}
+            lines.append({"variant": name, "seed": seed, "config": config} | accs)
+    path = tmp_path / "n.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    found, _ = ff_mnist_normalisation.load(path)
+    assert len(found) == 24 and all(np.allclose(cell["ff"], [10, 10]) for cell in found.values())

@@ -178,6 +178,10 @@ def lc_depth(all_runs):
     return markdown(head, rows) + "\n\n" + "; ".join(sources)
 
 
+# in a variant's line, and what its first layer would say alone
+NETS = {"ff": "FF", "first": "First layer alone:", "bp": "BP twin", "softmax": "one-pass softmax"}
+
+
 def effects(all_runs):
     """One row per variant of an exploration: its difference from the reference, seed by seed, for FF and for BP.
 
@@ -187,9 +191,9 @@ def effects(all_runs):
     for (run,) in all_runs:
         scores = {}  # variant -> net -> seed -> percent
         variants = [line for line in run if "variant" in line]
-        silent = any(line["config"]["skip_first"] for line in variants)
+        silent = any(line["config"].get("skip_first") for line in variants)
         for line in variants:
-            for net in ("ff", "first", "bp"):
+            for net in NETS:
                 value = line.get(net, {}).get("val_acc")
                 if net == "first" and silent:
                     value = line["ff"]["layer_acc"][0]
@@ -212,9 +216,23 @@ def effects(all_runs):
         sources.append(source(run))
     if not rows:
         return "No results yet."
-    names = {"ff": "FF", "first": "First layer alone:", "bp": "BP twin"}
-    columns = [f"{names[net]} {what}" for net in reference for what in ("effect, points", "validation accuracy, %")]
+    columns = [f"{NETS[net]} {what}" for net in reference for what in ("effect, points", "validation accuracy, %")]
     return markdown(["Group", "What changes", *columns, "n"], rows) + "\n\n" + "; ".join(sources)
+
+
+def variants(all_runs):
+    """One row per variant of a table that has no reference: what each way to ask the network says."""
+    rows, sources = [], []
+    for (run,) in all_runs:
+        lines = [line for line in run if "variant" in line]
+        nets = [net for net in NETS if any(net in line for line in lines)]
+        for name in dict.fromkeys(line["variant"] for line in lines):
+            own = [line for line in lines if line["variant"] == name]
+            found = [spread([100 * line[net]["val_acc"] for line in own if net in line]) for net in nets]
+            rows.append([name, *found, len(own)])
+        sources.append(source(run))
+    columns = [f"{NETS[net]} validation accuracy, %" for net in nets] if rows else []
+    return markdown(["Variant", *columns, "n"], rows) + "\n\n" + "; ".join(sources) if rows else "No results yet."
 
 
 def lc_deviations(all_runs):
@@ -228,6 +246,65 @@ def lc_deviations(all_runs):
     return markdown(["Activity handed on", "Prediction by", "Test accuracy, %", "Command"], rows)
 
 
+# What Hinton (2022) prints, or, in brackets, what his published program reaches: script, settings, error in percent.
+HINTON = [
+    ("train", {"jitter": 2, "sizes": "2000,2000,2000,2000"}, "0.64"),
+    ("train", {"jitter": 0, "sizes": "2000,2000,2000,2000"}, "1.36"),
+    ("train", {"jitter": 0, "sizes": "1000,1000,1000"}, "(1.44)"),
+    ("unsupervised", {"local": False}, "1.37"),
+    ("unsupervised", {"local": True}, "1.16"),
+    ("recurrent", {}, "1.31"),
+    ("backprop", {"jitter": 0}, "1.4"),
+]
+USUAL = {"loss": "threshold", "negatives": "hard", "norm": "rms", "goodness": "sum", "collaborate": 0.0}  # in the paper
+MNIST_NAMES = {"train": "supervised, label in the input", "recurrent": "label on top, eight time steps"}
+MNIST_NAMES |= {"unsupervised": "hybrid negatives, softmax on top", "backprop": "backpropagation"}
+
+
+def script(run):
+    """ "train" for a run of ff_mnist/train.py."""
+    return Path(run[0]["command"].split()[1]).stem
+
+
+def mnist_errors(all_runs):
+    """One row per script and settings: test errors of its read-outs beside the paper's."""
+    head = ["Experiment", "Network", "Data", "Test error, %", "by one pass, %", "Paper, %", "n", "Training, s"]
+    rows = []
+    for runs in all_runs:
+        name, config = script(runs[0]), runs[0][0]["config"]
+        if name not in MNIST_NAMES:
+            continue
+        test = [run[-1]["final"]["test"] for run in runs]
+        softmax = spread([100 * (1 - t["softmax_acc"]) for t in test]) if "softmax_acc" in test[0] else "–"
+        usual = runs[0][0]["dataset"]["name"] == "mnist" and USUAL.items() <= (USUAL | config).items()
+        paper = next((e for of, some, e in HINTON if usual and of == name and some.items() <= config.items()), "–")
+        sizes = "local fields" if config.get("local") else config["sizes"].replace(",", ", ")
+        kind = MNIST_NAMES[name] + (f", shifts up to {config['jitter']}" if config.get("jitter") else "")
+        kind += "".join(f", {k} {config[k]}" for k, v in USUAL.items() if config.get(k, v) != v)
+        seconds = np.median([sum(line["seconds"] for line in epochs(run)) for run in runs])
+        row = [kind, sizes, data(runs), spread([100 * (1 - t["acc"]) for t in test]), softmax, paper, len(runs)]
+        rows.append(
+            [*row, f"{seconds:.0f}", f"`{command(runs)}`", ", ".join(sorted({run[0]["commit"] or "–" for run in runs}))]
+        )
+    return markdown([*head, "Command", "Commit"], rows) if rows else "No results yet."
+
+
+def sequence_table(all_runs):
+    """One row per kind of negatives: characters predicted."""
+    rows = []
+    for runs in all_runs:
+        if script(runs[0]) == "sequence":
+            finals, config = [run[-1]["final"] for run in runs], runs[0][0]["config"]
+            found = [
+                spread([100 * f[part]["acc"] for f in finals]) if part in finals[0] else "–"
+                for part in ("train", "val")
+            ]
+            guess = 100 * np.mean(finals[0]["train"]["unigram_by_position"])
+            rows.append([config["negatives"], *found, f"{guess:.2f}", len(runs), f"`{command(runs)}`"])
+    head = ["Negatives", "Predicted, training strings, %", "held-out strings, %", "The commonest, %", "n", "Command"]
+    return markdown(head, rows) if rows else "No results yet."
+
+
 TABLES = {  # name in the README -> folder in results/, how the records' names begin, function
     "ff_cifar_lc": ("ff_cifar_lc", "", lc_accuracy),
     "ff_cifar_lc-classes": ("ff_cifar_lc", "default", lc_classes),
@@ -239,6 +316,15 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_cifar_lc-twin": ("ff_cifar_lc_twin", "", effects),
     "ff_cifar_lc-depth": ("ff_cifar_lc_depth", "", lc_depth),
     "ff_cifar_lc-long": ("ff_cifar_lc_long", "", effects),
+    "ff_mnist": ("ff_mnist", "", mnist_errors),
+    "ff_mnist-sequence": ("ff_mnist", "", sequence_table),
+    "ff_mnist-normalisation": ("ff_mnist_normalisation", "", effects),
+    "ff_mnist-losses": ("ff_mnist_losses", "", effects),
+    "ff_mnist-rates": ("ff_mnist_rates", "", variants),
+    "ff_mnist-unsupervised": ("ff_mnist_unsupervised", "", variants),
+    "ff_mnist-local": ("ff_mnist_local", "", variants),
+    "ff_mnist-text": ("ff_mnist_text", "", variants),
+    "ff_mnist-recurrent": ("ff_mnist_recurrent", "", variants),
 }
 
 

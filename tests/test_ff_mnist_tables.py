@@ -53,7 +53,7 @@ def test_variants_of_the_text_table_can_run():
     "table, only, nets",
     [
         ("normalisation", "reference", {"ff", "softmax"}),
-        ("unsupervised", "16 blurs", {"softmax"}),
+        ("unsupervised", "14 blurs", {"softmax"}),
         ("local", "0.002", {"softmax"}),
         ("recurrent", "500,500", {"ff"}),
     ],

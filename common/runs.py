@@ -149,6 +149,22 @@ def report(what, percents):
         print(f"{what} {mean:.2f} ± {sd:.2f} % (mean ± sd over {len(percents)} seeds)")
 
 
+def peak_gb():
+    """The most memory that this process has ever held, in GB; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def cost(clock, layers):
+    """What a run's last line says of its price: learned numbers, peak memory, seconds since its first epoch."""
+    parameters = sum(p.size for layer in layers for p in layer.params.values())
+    return {"parameters": parameters, "peak_gb": peak_gb(), "seconds": clock.seconds()}
+
+
 def numbers(text):
     """ "500,300" -> [500, 300]."""
     return [int(part) for part in text.split(",")]

@@ -250,7 +250,7 @@ def run(cfg, options, threads):
         print(f"{runs.epoch_line(epoch, cfg, log)}  | {clock(log['seconds'], epoch)}", flush=True)
 
     final = {key: evaluate(net, *part, cfg, data.n_classes)[0] for key, part in data.parts("test", "val").items()}
-    record.append(this.folder, {"final": final | {"seconds": clock.seconds()}})
+    record.append(this.folder, {"final": final | runs.cost(clock, [*net.layers, net.head])})
     print(f"test error {100 * (1 - final['test']['acc']):.2f} %")
     this.finish(options, [*net.layers, net.head], "viz/ff_mnist.py")
     return final

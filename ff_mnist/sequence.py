@@ -276,7 +276,7 @@ def run(cfg, options, threads):
         final[key]["unigram_by_position"] = unigram(some, parts["train"])
     generated = continued(net, parts["train"][:3, :WINDOW], cfg, np.random.default_rng([cfg.seed, 5]))
     final["generated"] = ["".join(SYMBOLS[i] for i in row) for row in generated]
-    record.append(this.folder, {"final": final | {"seconds": clock.seconds()}})
+    record.append(this.folder, {"final": final | runs.cost(clock, [*net.layers, net.head])})
     for key in parts:
         guess = 100 * final[key]["unigram_by_position"].mean()
         print(f"{key}: {100 * final[key]['acc']:.2f} % of the characters predicted (the commonest one: {guess:.2f} %)")

@@ -305,7 +305,7 @@ def run(cfg, options, threads):
         print(f"{runs.epoch_line(epoch, cfg, log)}  | {clock(log['seconds'], epoch)}", flush=True)
 
     final = {key: evaluate(net, *part, cfg, data.n_classes)[0] for key, part in data.parts("test", "val").items()}
-    record.append(this.folder, {"final": final | {"seconds": clock.seconds()}})
+    record.append(this.folder, {"final": final | runs.cost(clock, [*net.layers, net.head])})
     by_goodness, by_softmax = (100 * (1 - final["test"][key]) for key in ("acc", "softmax_acc"))
     print(f"test error {by_goodness:.2f} % by goodness, {by_softmax:.2f} % by the softmax")
     this.finish(options, [*net.layers, net.head], "viz/ff_mnist.py")

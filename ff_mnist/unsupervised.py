@@ -205,7 +205,7 @@ def run(cfg, options, threads):
     final = {}
     for key, (images, labels) in data.parts("test", "val").items():
         final[key] = {"acc": accuracy(predict(net, images, cfg), labels)}
-    record.append(this.folder, {"final": final | {"seconds": clock.seconds()}})
+    record.append(this.folder, {"final": final | runs.cost(clock, [*net.layers, net.head])})
     print(f"test error {100 * (1 - final['test']['acc']):.2f} %")
     this.finish(options, [*net.layers, net.head], "viz/ff_mnist.py")
     return final

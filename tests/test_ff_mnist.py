@@ -46,7 +46,11 @@ def finished(cache, cwd, script, *flags):
 def without_times(value):
     """A record's lines without what two identical runs may differ in."""
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "command", "resumed_after_epoch")}
+        return {
+            k: without_times(v)
+            for k, v in value.items()
+            if k not in ("seconds", "peak_gb", "command", "resumed_after_epoch")
+        }
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 

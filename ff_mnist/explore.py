@@ -100,7 +100,7 @@ TABLES = {
     ),
     "local": (
         {"n_epochs": 10, "local": True},
-        [("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.002, *RATES)],
+        [("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.004, 0.002, *RATES[:2])],
     ),
     "recurrent": (
         {"n_epochs": 5},

@@ -92,7 +92,7 @@ TABLES = {
         ],
     ),
     "unsupervised": (
-        {"n_epochs": 10, "lr": 0.0005},
+        {"n_epochs": 6, "lr": 0.0005},
         [
             *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in RATES[:3]),
             *(("blurs", f"{n} blurs", {"blurs": n}) for n in (2, 4, 9, 14)),

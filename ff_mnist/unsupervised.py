@@ -51,7 +51,7 @@ class Config:
     readout: int = 3  # layers below the softmax, from the top
     theta: float = 1.0  # threshold for goodness, times the number of units
     peer: float = 0.03  # strength of peer normalisation (0: off)
-    lr: float = 0.001  # learning rate of the hidden layers (momentum 0.9)
+    lr: float = 0.0  # learning rate of the hidden layers (momentum 0.9; 0: what suits best, see RATES)
     weight_decay: float = 0.001  # theirs
     head_lr: float = 0.01  # learning rate of the softmax
     head_decay: float = 0.003  # its weight decay
@@ -64,6 +64,7 @@ class Config:
 
 
 CHOICES = {"schedule": tuple(SCHEDULES)}
+RATES = {False: 0.001, True: 0.002}  # with --local or not: python ff_mnist/explore.py --table local
 FIELDS = ((128, 10, 6), (220, 2, 1), (512, 2, 1))  # channels, side of the receptive field, stride
 
 
@@ -214,6 +215,7 @@ def run(cfg, options, threads):
 def main():
     cfg, options = cli.parse(Config, __doc__, choices=CHOICES)
     threads = runs.threads(options)
+    cfg.lr = cfg.lr or RATES[cfg.local]  # a record must say what was used
     finals = []
     for seed in options.seeds:
         cfg.seed = seed

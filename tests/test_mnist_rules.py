@@ -181,7 +181,7 @@ def test_collaboration_is_a_number_and_no_path():
 
 
 def test_unsupervised_is_local():
-    cfg = unsupervised.Config(sizes="20,30,25")
+    cfg = unsupervised.Config(sizes="20,30,25", lr=0.001)
 
     def weights(perturbed):
         net = unsupervised.Net(cfg, (8, 8, 1), 10, np.random.default_rng(1))

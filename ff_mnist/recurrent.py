@@ -34,10 +34,9 @@ from common import cli, compilation, record, runs, split  # before NumPy, see co
 import numpy as np
 
 from common.evaluate import accuracy, in_batches, silent
-from common.functions import relu
 from common.goodness import SumSquare, normalise, peers, softmax_cross_entropy, threshold_loss
 from common.labels import one_hot, sampled_labels
-from common.layers import Dense
+from common.layers import Dense, activate, relu_grad
 from common.optim import SCHEDULES, SGD, Adam
 from common.split import Split, pixels
 
@@ -97,13 +96,13 @@ def bottom_up(layers, x):
     """One pass without a label: x (B, D) -> the states at step 0, a list of (B, n)."""
     h, y = x, []
     for layer in layers:
-        y.append(relu(h @ layer.params["W"] + layer.params["b"]))
+        y.append(activate(h @ layer.params["W"], layer.params["b"]))
         h = normalise(y[-1])
     return y
 
 
 def unroll(layers, x, labels, y, cfg):
-    """Yield, step by step, what every layer saw below and above, its z and its new y: four lists of (R, n).
+    """Yield, step by step, what every layer saw below and above, its ReLU(z) and its new y: four lists of (R, n).
 
     x (B, D) images, labels (R, K) one-hot rows, y: the states at step 0, a list of (R, n). Row r shows image r mod B.
     """
@@ -112,13 +111,14 @@ def unroll(layers, x, labels, y, cfg):
     for _ in range(cfg.steps):
         h = [normalise(v) for v in y]
         below, above = [None, *h[:-1]], [*h[1:], labels]
-        z = []
+        new = []
         for i, layer in enumerate(layers):
-            z.append((below[i] @ layer.params["W"] if i else drive) + above[i] @ layer.params["V"])
-            z[i] += layer.params["b"]
+            z = above[i] @ layer.params["V"]
+            z += below[i] @ layer.params["W"] if i else drive
+            new.append(activate(z, layer.params["b"]))
         a, b = np.float32(cfg.damping), np.float32(1 - cfg.damping)
-        y = [a * old + b * relu(new) for old, new in zip(y, z, strict=True)]
-        yield below, above, z, y
+        y = [a * old + b * each for old, each in zip(y, new, strict=True)]
+        yield below, above, new, y
 
 
 def ff_step(net, x, labels, cfg, rng, n_classes):
@@ -142,15 +142,15 @@ def ff_grads(layers, x, labels, y, cfg):
     t = np.repeat(np.float32([1, -1]), B)
     seen = [{"below": [], "above": [], "dz": []} for _ in layers]
     log = np.zeros((len(layers), 3))
-    for below, above, z, now in unroll(layers, x, labels, y, cfg):
+    part = np.float32((1 - cfg.damping) / cfg.steps)  # of dL/dy: the old state is given, nothing goes back in time
+    for below, above, new, now in unroll(layers, x, labels, y, cfg):
         for i, layer in enumerate(layers):
             g, squares = SumSquare().forward(now[i])
             loss, dg = threshold_loss(g, t, cfg.theta * now[i].shape[1])
-            dy = SumSquare().backward(dg, squares)
-            dz = np.float32(1 - cfg.damping) * dy * (z[i] > 0)  # the old state is given: nothing goes back in time
+            pull = peers(layer.state["mean"], now[i][:B], cfg.peer, 2 * B * cfg.steps)
             seen[i]["below"].append(below[i])
             seen[i]["above"].append(above[i])
-            seen[i]["dz"].append((dz + peers(layer.state["mean"], now[i][:B], cfg.peer, 2 * B)) / cfg.steps)
+            seen[i]["dz"].append(relu_grad(SumSquare().backward(part * dg, squares), new[i], pull))
             log[i] += np.array([loss, g[:B].mean(), g[B:].mean()]) / cfg.steps
     grads = []
     for i in range(len(layers)):

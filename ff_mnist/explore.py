@@ -6,6 +6,7 @@ image is ever looked at. Everything is run by the scripts' own functions.
     normalisation   what the next layer sees, times theta, times sum or mean of squares: where people lose days
     losses          threshold, margin and softmax; negatives; layer collaboration; peer normalisation
     rates           learning rates of train.py at both sizes
+    recipe          a whole run of Hinton's program, and one number of it changed
     unsupervised    learning rate and number of blurs of unsupervised.py
     local           learning rate of unsupervised.py --local
     recurrent       learning rate and sizes of recurrent.py
@@ -89,6 +90,15 @@ TABLES = {
             (sizes, f"{sizes}, learning rate {lr:g}", {"sizes": sizes, "lr": lr})
             for sizes in ("1000,1000,1000", "2000,2000,2000,2000")
             for lr in RATES
+        ],
+    ),
+    "recipe": (
+        {"n_epochs": 60, "sizes": "1000,1000,1000"},
+        [
+            ("reference", "reference", {}),
+            ("weight decay", "weight decay 0.003", {"weight_decay": 0.003}),
+            ("learning rate", "learning rate 0.002", {"lr": 0.002}),
+            ("peers", "peer normalisation 0.1", {"peer": 0.1}),
         ],
     ),
     "unsupervised": (

@@ -178,7 +178,7 @@ def snapshot(folder, epoch, net, data, cfg):
     masks = hybrid_masks(8, images.shape[1], cfg.blurs, rng)
     arrays = {"images": images, "masks": masks, "hybrids": hybrid_images(images, masks, rng)}
     W = net.layers[0].params["W"]
-    arrays["filters"] = W[0, 0, :, :, 0, :64] if cfg.local else W[:, :64]
+    arrays["filters"] = W[W.shape[0] // 2, W.shape[1] // 2, :, :, 0, :64] if cfg.local else W[:, :64]
     (folder / "snapshots").mkdir(exist_ok=True)
     record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", arrays, {"epoch": epoch})
 

@@ -69,7 +69,7 @@ def curves(found):
                 text += TWO_WAYS[key] if "softmax_acc" in found[0].lines[0][split] else ""
                 band(left, np.maximum(error, 0.05), color, marker if line == "-" else None, text, line)
     left.set_yscale("log")
-    left.set_yticks([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50], [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50])
+    left.set_yticks([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50], [0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50])
     left.minorticks_off()
     low, high = left.get_ylim()
     left.set_ylim(max(low, 0.04), min(high, 100))
@@ -92,7 +92,8 @@ def curves(found):
         style.epoch_axis(ax, n)
         style.legend_below(ax, 2)
     seeds = f"{len(found)} seeds: mean and standard deviation" if len(found) > 1 else f"seed {found[0].config['seed']}"
-    fig.suptitle(f"ff_mnist/{found[0].script}.py on {found[0].dataset['name']} ({seeds})", fontsize=13)
+    local = " --local" if found[0].config.get("local") else ""
+    fig.suptitle(f"ff_mnist/{found[0].script}.py{local} on {found[0].dataset['name']} ({seeds})", fontsize=13)
     return fig
 
 
@@ -137,7 +138,7 @@ def filters(run):
         ax.imshow(image, cmap="gray", vmin=-np.abs(image).max(), vmax=np.abs(image).max())
         style.bare(ax)
     label = "" if run.script != "train" else "; the label is the first ten pixels of the top row"
-    what = f"fields of {side} × {side} pixels at the top left corner" if W.shape[0] < 28 else f"{side} × {side} inputs"
+    what = f"fields of {side} × {side} pixels near the middle" if W.shape[0] < 28 else f"{side} × {side} inputs"
     fig.suptitle(f"Weights of 64 units of the first layer, after epoch {run.epoch}", fontsize=13)
     fig.supxlabel(f"{what}{label}. Mid-grey: 0; each tile has its own scale.", fontsize=10.5)
     return fig

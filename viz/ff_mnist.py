@@ -119,7 +119,7 @@ def goodness(run):
     fig, axes = plt.subplots(1, len(g), figsize=(9.6, 3.8), layout="constrained", sharey=True, squeeze=False)
     for i, ax in enumerate(axes[0]):
         values = g[i] / threshold(run, i)
-        histogram(ax, values, labels, np.percentile(values, [0.1, 99.9]))
+        histogram(ax, values, labels, np.percentile(values, [0.1, 99.99]))
         ax.set_title(f"layer {i}{' (no vote)' if i == 0 and len(g) > 1 else ''}")
         ax.set_xlabel("goodness / θ")
     axes[0, 0].set_ylabel("share (%)")

@@ -67,7 +67,7 @@ def main():
     every = [
         np.stack([arrays["goodness"] for _, arrays in snapshots])[:, i] for i in range(len(snapshots[0][1]["goodness"]))
     ]
-    ranges = [np.percentile(g / threshold(run, i), [0.1, 99.9]) for i, g in enumerate(every)]
+    ranges = [np.percentile(g / threshold(run, i), [0.1, 99.99]) for i, g in enumerate(every)]
     out = Path(options.out) if options.out else run.folder / "figures" / "training.gif"
     style.folder(out.parent)
     data, reduced = gif.fit([frame(run, snapshots, k, ranges) for k in range(len(snapshots))], options.fps)

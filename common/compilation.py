@@ -11,9 +11,11 @@ def announce(*kinds):
     waiting = threading.Timer(3, print, (note,), {"flush": True})  # kernels that are in the cache take one second
     waiting.daemon = True
     waiting.start()
-    for kind in kinds:
-        {"local": _local, "dense": _dense}[kind]()
-    waiting.cancel()
+    try:
+        for kind in kinds:
+            {"local": _local, "dense": _dense}[kind]()
+    finally:
+        waiting.cancel()
 
 
 def _local():

@@ -38,6 +38,7 @@ from common import cli, compilation, record, runs  # before NumPy, see common/__
 import numpy as np
 
 from common import augment
+from common import split as splits
 from common.evaluate import accuracy, in_batches, per_class_accuracy, rank_correlation
 from common.functions import relu
 from common.goodness import (
@@ -272,18 +273,16 @@ def networks(cfg, shape, n_classes):
     return ff, bp, {"ff": np.random.default_rng([cfg.seed, 3]), "bp": np.random.default_rng([cfg.seed, 4])}
 
 
-class Split:
-    """The images of one run: training images drawn by the seed, validation and test, as centred float32 on request."""
+class Split(splits.Split):
+    """The images of one run (common/split.py), cut to what is looked at, and as centred float32 on request."""
 
     def __init__(self, ds, cfg):
-        n = len(ds.x_train) - cfg.validation  # the last `validation` images of the canonical order are held out
-        drawn = np.random.default_rng([cfg.seed, 2]).permutation(n)[: cfg.train_subset or n]
-        self.train = ds.x_train[drawn], ds.y_train[drawn].astype(np.int64)
-        self.val = ds.x_train[n:][: cfg.eval_subset], ds.y_train[n:][: cfg.eval_subset]
-        n_test = len(ds.x_test) if cfg.full_test else cfg.eval_subset
-        self.test = ds.x_test[:n_test], ds.y_test[:n_test]
+        super().__init__(ds, cfg)
+        self.val = tuple(part[: cfg.eval_subset] for part in self.val)
+        if not cfg.full_test:
+            self.test = tuple(part[: cfg.eval_subset] for part in self.test)
         self.mean = (self.train[0].mean(axis=(0, 1, 2)) / 255).astype(np.float32)  # (C,)
-        self.about = {"train": len(self.train[1]), "mean": self.mean}
+        self.about["mean"] = self.mean
 
     def floats(self, images):
         """uint8 (N, H, W, C) -> float32, pixels in [0, 1] minus the training images' channel means."""
@@ -304,16 +303,12 @@ class Split:
 
 def check(cfg, ds):
     """Say in one line what cannot work, before anything is computed."""
-    n = len(ds.x_train)
+    splits.check(ds, cfg)
     rules = [
         (min(cfg.n_epochs, cfg.n_layers, cfg.channels, cfg.batch_size) < 1,
          "--n-epochs, --n-layers, --channels and --batch-size must be at least 1"),
         (min(cfg.eval_subset, cfg.slot_rows) < 1, "--eval-subset and --slot-rows must be at least 1"),
-        (min(cfg.snapshot_every, cfg.shift, cfg.train_subset) < 0,
-         "--snapshot-every, --shift and --train-subset: 0 or more"),
-        (not 0 <= cfg.validation < n, f"--validation {cfg.validation}: {ds.name} has {n} training images"),
-        (cfg.train_subset > n - cfg.validation,
-         f"--train-subset {cfg.train_subset}: {ds.name} has {n} training images, {cfg.validation} of them held out"),
+        (min(cfg.snapshot_every, cfg.shift) < 0, "--snapshot-every and --shift: 0 or more"),
         (cfg.validation and cfg.eval_subset > cfg.validation,
          f"--eval-subset {cfg.eval_subset} is larger than --validation {cfg.validation}"),
         (cfg.eval_subset > len(ds.x_test),

@@ -179,7 +179,7 @@ def ff_step(net, real, generated, cfg):
     return np.array(log)  # (n_layers, 3)
 
 
-def continued(net, beginnings, cfg, rng):
+def rollout(net, beginnings, cfg, rng):
     """First ten symbols (S, 10) -> whole strings (S, 100) that the network generated, drawn from its softmax."""
     strings = np.empty((len(beginnings), LENGTH), np.int64)
     strings[:, :WINDOW] = beginnings
@@ -207,7 +207,7 @@ def train_epoch(net, strings, rng, cfg, epoch):
     every = windows(strings)
     before, real = (part.reshape(-1, WINDOW) for part in (every[:, :-1], every[:, 1:]))
     if cfg.negatives == "self":
-        generated = windows(continued(net, strings[:, :WINDOW], cfg, rng))[:, 1:].reshape(-1, WINDOW)
+        generated = windows(rollout(net, strings[:, :WINDOW], cfg, rng))[:, 1:].reshape(-1, WINDOW)
     batches = in_batches(len(real), cfg.batch_size)
     order, log, same = rng.permutation(len(real)), [], []
     for i, rows in enumerate(cli.progress(batches, f"{epoch}/{cfg.n_epochs}"), start=(epoch - 1) * len(batches)):
@@ -229,7 +229,7 @@ def train_epoch(net, strings, rng, cfg, epoch):
         if false.any():
             log.append(ff_step(net, real[rows][false], wrong[false], cfg))
     loss, g_pos, g_neg = np.mean(log, axis=0).T if log else np.zeros((3, 0))
-    line = {"loss": loss, "g_pos": g_pos, "g_neg": g_neg, "same": np.mean(same) if same else 0.0}
+    line = {"loss": loss, "g_pos": g_pos, "g_neg": g_neg, "false_negatives": np.mean(same) if same else 0.0}
     line["silent"] = silent(net.layers)
     return line | {"seconds": time.perf_counter() - start}
 
@@ -274,7 +274,7 @@ def run(cfg, options, threads):
         by_position = accuracy_by_position(net, some, cfg)
         final[key] = {"acc": by_position.mean(), "by_position": by_position}
         final[key]["unigram_by_position"] = unigram(some, parts["train"])
-    generated = continued(net, parts["train"][:3, :WINDOW], cfg, np.random.default_rng([cfg.seed, 5]))
+    generated = rollout(net, parts["train"][:3, :WINDOW], cfg, np.random.default_rng([cfg.seed, 5]))
     final["generated"] = ["".join(SYMBOLS[i] for i in row) for row in generated]
     record.append(this.folder, {"final": final | runs.cost(clock, [*net.layers, net.head])})
     for key in parts:

@@ -179,7 +179,7 @@ def lc_depth(all_runs):
 
 
 # in a variant's line, and what its first layer would say alone
-NETS = {"ff": "FF", "first": "First layer alone:", "bp": "BP twin", "softmax": "one-pass softmax"}
+NETS = {"ff": "FF", "first": "First layer alone:", "bp": "BP twin", "softmax": "softmax"}
 
 
 def effects(all_runs):
@@ -253,7 +253,7 @@ HINTON = [
     ("train", {"jitter": 0, "sizes": "1000,1000,1000"}, "(1.44)"),
     ("unsupervised", {"local": False}, "1.37"),
     ("unsupervised", {"local": True}, "1.16"),
-    ("recurrent", {}, "1.31"),
+    ("recurrent", {"steps": 8, "first": 3, "last": 5, "damping": 0.3}, "1.31"),
     ("backprop", {"jitter": 0}, "1.4"),
 ]
 USUAL = {"loss": "threshold", "negatives": "hard", "norm": "rms", "goodness": "sum", "collaborate": 0.0}  # in the paper

@@ -41,7 +41,7 @@ class Config(tables.Config):
 # Adam's steps do not depend on the gradient's size, which sum and mean change a thousandfold.
 SHORT = {"sizes": "500,500,500", "n_epochs": 10, "optimiser": "adam", "weight_decay": 0.0, "schedule": "linear"}
 ALL = {"negatives": "all"}
-RATES = (0.001, 0.0005, 0.00025, 0.0001)
+RATES = (0.002, 0.001, 0.0005)
 TABLES = {
     "normalisation": (
         SHORT,
@@ -102,20 +102,20 @@ TABLES = {
         ],
     ),
     "unsupervised": (
-        {"n_epochs": 6, "lr": 0.0005},
+        {"n_epochs": 6, "lr": 0.001},
         [
-            *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in RATES[:3]),
+            *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in RATES),
             *(("blurs", f"{n} blurs", {"blurs": n}) for n in (2, 4, 9, 14)),
         ],
     ),
     "local": (
         {"n_epochs": 10, "local": True},
-        [("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.004, 0.002, *RATES[:2])],
+        [("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.004, *RATES)],
     ),
     "recurrent": (
         {"n_epochs": 5},
         [
-            *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.002, *RATES[:3])),
+            *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in RATES),
             *(("sizes", f"units {n}", {"sizes": n}) for n in ("500,500", "1000,1000,1000")),
         ],
     ),

@@ -283,6 +283,31 @@ def test_what_is_above_reaches_what_is_below():
     assert np.array_equal(one[0][3][0], two[0][3][0]) and not np.allclose(one[1][3][0], two[1][3][0])
 
 
+def test_the_steps_that_vote():
+    g = np.zeros((8, 2, 1, K))
+    for step in range(8):  # in every step another label wins, by more and more
+        g[step, :, 0, step % K] = step + 1
+    for first, last in ((1, 1), (3, 5), (6, 8)):
+        expected = np.bincount(np.arange(first - 1, last) % K, np.arange(first, last + 1), K).argmax()
+        assert recurrent.vote(g, replace(RECURRENT, first=first, last=last)) == [expected]
+
+
+def test_the_next_layer_does_not_see_goodness():
+    """Hidden layers that are twice as active, and so have four times the goodness, change nothing above them."""
+    images = rng.integers(0, 256, (8, 6, 6, 1)).astype(np.uint8)
+    labels, steps = np.array([0, 1, 2, 3, 0, 1, 2, 3]), []
+    for factor in (1, 2):
+        cfg = unsupervised.Config(sizes="20,15,12", lr=0.01)
+        net = unsupervised.Net(cfg, (6, 6, 1), K, np.random.default_rng(0))
+        for layer in net.layers[:1]:
+            layer.params["W"] *= factor
+        unsupervised.ff_step(net, images, labels, cfg, np.random.default_rng(1))
+        steps.append([net.layers[1].params["W"], net.layers[2].params["W"], net.head.params["W"]])
+        predicted = unsupervised.predict(net, images, cfg)
+        assert predicted.shape == (8,)
+    assert all(np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*steps, strict=True))
+
+
 # ------------------------------------------------------------------------------------------ negatives
 
 
@@ -337,6 +362,33 @@ def test_strings_are_continued_from_their_beginnings():
     assert set(np.unique(generated)) <= set(range(30)) and len(np.unique(generated)) > 20  # untrained: anything
     net.head.params["b"][7] = 50.0  # a softmax that is sure
     assert (sequence.rollout(net, begin, sequence.Config(), np.random.default_rng(2))[:, 10:] == 7).all()
+
+
+@pytest.mark.parametrize("kind", ["teacher", "self"])
+def test_generated_windows_are_false(kind, monkeypatch):
+    """teacher: real windows but for the last symbol; self: whole generated strings; and never a real window."""
+    cfg = sequence.Config(negatives=kind, sizes="20,20", strings=6, batch_size=64)
+    strings = np.random.default_rng(0).integers(0, 2, (6, 100))
+    net, pairs = sequence.Net(cfg, np.random.default_rng(0)), []
+
+    def spy(net, real, generated, cfg):
+        pairs.append((real, generated))
+        return np.zeros((2, 3))
+
+    def half_known(net, beginnings, cfg, rng):  # a network that knows half of the strings by heart
+        return np.concatenate([strings[:3], 1 - strings[3:]])
+
+    monkeypatch.setattr(sequence, "ff_step", spy)
+    monkeypatch.setattr(sequence, "rollout", half_known)
+    log = sequence.train_epoch(net, strings, np.random.default_rng(1), cfg, 1)
+    real, generated = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    assert (real != generated).any(axis=1).all()
+    if kind == "teacher":
+        assert len(real) == 6 * 90 and log["false_negatives"] == 0
+        assert np.array_equal(real[:, :-1], generated[:, :-1]) and (real[:, -1] != generated[:, -1]).all()
+    else:
+        assert len(real) == 3 * 90 and abs(log["false_negatives"] - 0.5) < 0.05
+        assert np.array_equal(real, 1 - generated)
 
 
 def test_momentum_step():

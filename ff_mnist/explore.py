@@ -92,8 +92,8 @@ TABLES = {
             for lr in RATES
         ],
     ),
-    "recipe": (
-        {"n_epochs": 60, "sizes": "1000,1000,1000"},
+    "recipe": (  # its reference is the program
+        {"n_epochs": 60, "sizes": "1000,1000,1000", "weight_decay": 0.001},
         [
             ("reference", "reference", {}),
             ("weight decay", "weight decay 0.003", {"weight_decay": 0.003}),
@@ -105,6 +105,7 @@ TABLES = {
         {"n_epochs": 6, "lr": 0.001},
         [
             *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in RATES),
+            ("weight decay", "weight decay 0.003", {"weight_decay": 0.003}),
             *(("blurs", f"{n} blurs", {"blurs": n}) for n in (2, 4, 9, 14)),
         ],
     ),
@@ -116,6 +117,7 @@ TABLES = {
         {"n_epochs": 5},
         [
             *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in RATES),
+            ("weight decay", "weight decay 0.003", {"weight_decay": 0.003}),
             *(("sizes", f"units {n}", {"sizes": n}) for n in ("500,500", "1000,1000,1000")),
         ],
     ),

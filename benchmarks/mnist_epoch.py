@@ -2,6 +2,8 @@
 
     plain path   ours without kernels: temporaries for every elementwise step, the optimiser's formulas line by line
     PyTorch      the same algorithm: right and wrong rows in one batch, autograd inside each layer, a fused optimiser
+    as usual     the same in PyTorch as it is usually written: a pass for right and one for wrong labels, PyTorch's
+                 default optimiser, in prediction one pass for every label
     ours         one pass over memory per elementwise step and per optimiser step, the first layer's image part once
 
 The three start from the same weights, see the same wrong labels, and must agree after a few steps before anything is
@@ -45,8 +47,11 @@ def plain_path():
             m.kernels = kernels
 
 
-def torch_network(net, cfg, threads):
-    """The same network in PyTorch -> step(pixels, labels, wrong labels), goodness(pixels), weights(); or None."""
+def torch_network(net, cfg, threads, usual=False):
+    """The same network in PyTorch -> step(pixels, labels, wrong labels), goodness(pixels), weights(); or None.
+
+    usual: without what makes it fast, see above.
+    """
     try:
         import torch
         from torch.nn.functional import cross_entropy, linear, softplus
@@ -60,8 +65,8 @@ def torch_network(net, cfg, threads):
     def optimiser(params, kind, lr, decay):
         groups = [{"params": params[:1], "weight_decay": decay}, {"params": params[1:], "weight_decay": 0.0}]
         if kind == "adam":
-            return torch.optim.AdamW(groups, lr=lr, fused=True)
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
+            return torch.optim.AdamW(groups, lr=lr, fused=None if usual else True)
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=None if usual else True)
 
     opts = [optimiser(params, cfg.optimiser, cfg.lr, cfg.weight_decay) for params in hidden]
     head_opt = optimiser(head, "sgd", cfg.head_lr, cfg.head_decay)
@@ -83,31 +88,43 @@ def torch_network(net, cfg, threads):
         head_opt.zero_grad()
         cross_entropy(linear(torch.cat(states[1:], dim=1), *head), labels).backward()
         head_opt.step()
-        h = rows(pixels, torch.eye(K)[torch.cat([labels, wrong])])
-        t = torch.ones(2 * B)
-        t[B:] = -1
+        right, other = torch.eye(K)[labels], torch.eye(K)[wrong]
+        if usual:
+            passes = [(rows(pixels, right), -1), (rows(pixels, other), 1)]
+        else:
+            t = -torch.ones(2 * B)
+            t[B:] = 1
+            passes = [(rows(pixels, torch.cat([right, other])), t)]
         for (W, b), mean, opt in zip(hidden, means, opts, strict=True):
-            z = linear(h, W, b)
-            y = z.relu()
-            g = y.square().sum(dim=1)
-            mean += 0.1 * (y[:B].detach().mean(dim=0) - mean)
-            pull = cfg.peer / (2 * B) * (mean - mean.mean())
+            loss, handed_on = 0, []
+            for h, t in passes:
+                z = linear(h, W, b)
+                y = z.relu()
+                if not handed_on:
+                    mean += 0.1 * (y[:B].detach().mean(dim=0) - mean)
+                    pull = cfg.peer / (2 * B) * (mean - mean.mean())
+                g = y.square().sum(dim=1)
+                loss = loss + softplus(t * (g - cfg.theta * y.shape[1])).sum() / (2 * B) + (z * pull).sum()
+                handed_on.append((scaled(y.detach()), t))
             opt.zero_grad()
-            (softplus(-t * (g - cfg.theta * y.shape[1])).mean() + (z * pull).sum()).backward()
+            loss.backward()
             opt.step()
-            h = scaled(y.detach())
+            passes = handed_on
 
     def goodness_of_labels(pixels):
         found = []
         with torch.no_grad():
             for some in in_batches(len(pixels), 200):
                 p, per_layer = torch.from_numpy(pixels[some]), []
-                h = rows(p, torch.eye(10).repeat_interleave(len(p), dim=0))
-                for W, b in hidden:
-                    y = linear(h, W, b).relu()
-                    per_layer.append(y.square().sum(dim=1).reshape(10, -1).T)
-                    h = scaled(y)
-                found.append(torch.stack(per_layer))
+                codes = torch.eye(10).repeat_interleave(len(p), dim=0)
+                for some_codes in codes.split(len(p)) if usual else [codes]:
+                    h, of_layers = rows(p, some_codes), []
+                    for W, b in hidden:
+                        y = linear(h, W, b).relu()
+                        of_layers.append(y.square().sum(dim=1).reshape(-1, len(p)).T)
+                        h = scaled(y)
+                    per_layer.append(torch.stack(of_layers))
+                found.append(torch.cat(per_layer, dim=2))
         return torch.cat(found, dim=1).numpy()
 
     return step, goodness_of_labels, lambda: [W.detach().numpy().T for W, _ in hidden]
@@ -129,7 +146,8 @@ def main():
     wrong = (labels + rng.integers(1, 10, len(pixels))) % 10
 
     ours = train.Net(cfg, 784, 10, np.random.default_rng(1))
-    plain, peer = copy.deepcopy(ours), torch_network(ours, cfg, threads)
+    plain = copy.deepcopy(ours)
+    peers = [peer for peer in (torch_network(ours, cfg, threads, usual) for usual in (False, True)) if peer]
     for net in (ours, plain):  # deepcopy of an optimiser copies its layer's parameters: tie them again
         for layer, opt in zip([*net.layers, net.head], [*net.opts, net.head_opt], strict=True):
             opt.params = layer.params
@@ -150,30 +168,30 @@ def main():
     steps(our_step, 3), steps(plain_step, 3)
     differences = [worst(a.params["W"], b.params["W"]) for a, b in zip(ours.layers, plain.layers, strict=True)]
     g = train.goodness_of_labels(ours, pixels[:B], cfg, 10)
-    if peer:
+    for peer in peers:
         steps(peer[0], 3)
         differences += [worst(a.params["W"], w) for a, w in zip(ours.layers, peer[2](), strict=True)]
         differences.append(np.abs(g / peer[1](pixels[:B]) - 1).max())
     print("relative differences:", ", ".join(f"{d:.1e}" for d in differences))
     assert max(differences) < 1e-4, "the implementations disagree"
 
-    candidates = [our_step, plain_step] + ([peer[0]] if peer else [])
+    candidates = [our_step, plain_step, *(peer[0] for peer in peers)]
     seconds = 600 * np.median([[steps(step) for step in candidates] for _ in range(3)], axis=0)
     sizes = train.runs.numbers(cfg.sizes)
     above = sum(n * m for n, m in zip(sizes, sizes[1:], strict=False))
     # forward: the first layer's image part once, the others neutral, right and wrong; gradient: once, and two rows
     flop = 2 * 60000 * (774 * sizes[0] * (1 + 1) + above * (3 + 2) + 10 * sum(sizes[1:]) * 2)
     print(f"one FF epoch, 60 000 images, {cfg.sizes}, {cfg.optimiser}, everything included:")
-    for name, s in zip(("ours", "plain path", "PyTorch"), seconds, strict=False):
+    for name, s in zip(("ours", "plain path", "PyTorch", "as usual"), seconds, strict=False):
         print(f"  {name:11s} {s:7.1f} s   {s / seconds[0]:5.2f} x ours")
     print(f"  ours: {flop / 1e12:.1f} TFLOP in products, {100 * flop / seconds[0] / sgemm:.0f} % of sgemm")
 
     x = rng.random((args.images, 774), dtype=np.float32)
-    ways = [lambda: train.goodness_of_labels(ours, x, cfg, 10)] + ([lambda: peer[1](x)] if peer else [])
+    ways = [lambda: train.goodness_of_labels(ours, x, cfg, 10), *(lambda f=peer[1]: f(x) for peer in peers)]
     ten = timed(ways, repeats=3)
     flop = 2 * len(x) * (774 * sizes[0] + 10 * above)
     print(f"ten labels, {len(x)} images: {ten[0]:.2f} s, {100 * flop / ten[0] / sgemm:.0f} % of sgemm", end="")
-    print(f"; PyTorch {ten[1]:.2f} s = {ten[1] / ten[0]:.2f} x ours" if peer else "")
+    print("".join(f"; {who} {s / ten[0]:.2f} x ours" for who, s in zip(("PyTorch", "as usual"), ten[1:], strict=False)))
 
 
 class Given:

@@ -114,10 +114,12 @@ TABLES = {
         [("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.004, *RATES)],
     ),
     "recurrent": (
-        {"n_epochs": 5},
+        {"n_epochs": 5, "lr": 0.002},
         [
-            *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in RATES),
+            *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.003, *RATES[:2])),
+            ("label", "the label one-hot as it is", {"label": 0.1}),
             ("weight decay", "weight decay 0.003", {"weight_decay": 0.003}),
+            ("peers", "peer normalisation 0.1", {"peer": 0.1}),
             *(("sizes", f"units {n}", {"sizes": n}) for n in ("500,500", "1000,1000,1000")),
         ],
     ),

@@ -8,7 +8,8 @@ Idea
 Symbols
     x        (B, 784)     image, scaled to mean square 1, the same at every step
     y_l(t)   (2B, n)      activity of hidden layer l; B rows with the right label, then B with a wrong one
-    h_l(t)   (2B, n)      y_l(t) scaled to mean square 1, all that the neighbours see; h_0 = x, h_{L+1} = the label
+    h_l(t)   (2B, n)      y_l(t) scaled to mean square 1, all that the neighbours see; h_0 = x, h_{L+1} = the label,
+                          one-hot and scaled like the other layers
     z_l(t) = h_{l-1}(t-1) W_l + h_{l+1}(t-1) V_l + b_l                    all layers at once
     y_l(t) = 0.3 y_l(t-1) + 0.7 ReLU(z_l(t))
     g_l(t)   (2B,)        goodness, the sum of y_l(t)^2; loss softplus(-t (g - theta)), mean over steps; theta = n
@@ -50,6 +51,7 @@ class Config:
     first: int = 3  # the first step whose goodness counts in prediction
     last: int = 5  # the last one
     damping: float = 0.3  # share of the old state in the new one
+    label: float = 1.0  # mean square of the label on top: 1 like every other layer (0.1: one-hot as it is)
     theta: float = 1.0  # threshold for goodness, times the number of units
     peer: float = 0.03  # strength of peer normalisation (0: off)
     optimiser: str = "sgd"  # sgd (with momentum 0.9) or adam
@@ -126,11 +128,16 @@ def ff_step(net, x, labels, cfg, rng, n_classes):
     start = bottom_up(net.layers, x)
     logits, cache = net.head.forward(np.concatenate([normalise(y) for y in start], axis=1))
     net.head_opt.step(net.head.backward(softmax_cross_entropy(logits, labels)[1], cache)[1])
-    both = one_hot(np.concatenate([labels, sampled_labels(logits, labels, rng)]), n_classes)  # (2B, 10)
+    both = code(np.concatenate([labels, sampled_labels(logits, labels, rng)]), cfg, n_classes)  # (2B, 10)
     grads, log = ff_grads(net.layers, x, both, [np.concatenate([y, y]) for y in start], cfg)
     for opt, of_layer in zip(net.opts, grads, strict=True):
         opt.step(of_layer)
     return log
+
+
+def code(labels, cfg, n_classes):
+    """What stands above the top layer: labels (R,) -> (R, K)."""
+    return one_hot(labels, n_classes) * np.float32((cfg.label * n_classes) ** 0.5)
 
 
 def ff_grads(layers, x, labels, y, cfg):
@@ -168,7 +175,7 @@ def goodness_of_labels(net, x, cfg, n_classes):
     found = []
     for rows in in_batches(len(x), 100):
         B = len(x[rows])
-        codes = one_hot(np.repeat(np.arange(n_classes), B), n_classes)  # (10 B, 10)
+        codes = code(np.repeat(np.arange(n_classes), B), cfg, n_classes)  # (10 B, 10)
         y = [np.concatenate([v] * n_classes) for v in bottom_up(net.layers, x[rows])]
         found.append([
             [SumSquare().forward(v)[0].reshape(n_classes, B).T for v in now]
@@ -188,7 +195,7 @@ def check(cfg, ds):
     runs.check_numbers("--sizes", cfg.sizes)
     runs.at_least(cfg, 1, "n_epochs", "steps", "batch_size", "eval_subset")
     runs.at_least(cfg, 0, "snapshot_every", "weight_decay", "head_decay", "peer")
-    runs.positive(cfg, "theta", "lr", "head_lr")
+    runs.positive(cfg, "theta", "lr", "head_lr", "label")
     if not 1 <= cfg.first <= cfg.last <= cfg.steps:
         raise cli.UsageError(f"--first {cfg.first} --last {cfg.last}: the steps go from 1 to {cfg.steps}")
     if not 0 <= cfg.damping < 1:

@@ -283,6 +283,12 @@ def test_what_is_above_reaches_what_is_below():
     assert np.array_equal(one[0][3][0], two[0][3][0]) and not np.allclose(one[1][3][0], two[1][3][0])
 
 
+def test_the_label_is_a_layer_like_the_others():
+    both = recurrent.code(LABELS, recurrent.Config(), K)
+    assert np.allclose((both**2).mean(axis=1), 1) and (both.argmax(axis=1) == LABELS).all()
+    assert np.allclose(recurrent.code(LABELS, recurrent.Config(label=1 / K), K), np.eye(K)[LABELS])
+
+
 def test_the_steps_that_vote():
     g = np.zeros((8, 2, 1, K))
     for step in range(8):  # in every step another label wins, the next time by less

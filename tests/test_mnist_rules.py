@@ -302,18 +302,15 @@ def test_the_steps_that_vote():
 
 
 def test_the_next_layer_does_not_see_goodness():
-    """Hidden layers that are twice as active, and so have four times the goodness, change nothing above them."""
+    """A first layer that is twice as active, and so has four times the goodness, changes nothing above it."""
     images = rng.integers(0, 256, (8, 6, 6, 1)).astype(np.uint8)
     labels, steps = np.array([0, 1, 2, 3, 0, 1, 2, 3]), []
     for factor in (1, 2):
         cfg = unsupervised.Config(sizes="20,15,12", lr=0.01)
         net = unsupervised.Net(cfg, (6, 6, 1), K, np.random.default_rng(0))
-        for layer in net.layers[:1]:
-            layer.params["W"] *= factor
+        net.layers[0].params["W"] *= factor
         unsupervised.ff_step(net, images, labels, cfg, np.random.default_rng(1))
         steps.append([net.layers[1].params["W"], net.layers[2].params["W"], net.head.params["W"]])
-        predicted = unsupervised.predict(net, images, cfg)
-        assert predicted.shape == (8,)
     assert all(np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*steps, strict=True))
 
 

@@ -211,7 +211,7 @@ def effects(all_runs):
             for net in reference:
                 of_net = own.get(net, {})
                 effect = [of_net[seed] - reference[net][seed] for seed in of_net]
-                row += ["–" if not any(effect) else spread(effect, sign=True), spread(of_net.values())]
+                row += ["–" if name == "reference" else spread(effect, sign=True), spread(of_net.values())]
             rows.append([*row, len(own["ff"])])
         sources.append(source(run))
     if not rows:

@@ -6,10 +6,13 @@
                  default optimiser, in prediction one pass for every label
     ours         one pass over memory per elementwise step and per optimiser step, the first layer's image part once
 
-The three start from the same weights, see the same wrong labels, and must agree after a few steps before anything is
-timed. Images are random: no data set is needed, and the arithmetic does not depend on them.
+All start from the same weights, see the same wrong labels, and must agree after a few steps before anything is timed.
 
-    python benchmarks/mnist_epoch.py [--sizes 2000,2000,2000,2000] [--optimiser sgd] [--batches 60] [--threads 2]
+What a step of ours costs depends on what the network has learned: rows that are settled drop out of the gradient, and
+zeros of quiet layers out of the products. So it is timed after some epochs of training (0: on weights as they are
+drawn), on MNIST, or on the built-in data if that cannot be had; wrong labels are drawn from the network's own softmax.
+
+    python benchmarks/mnist_epoch.py [--sizes 2000,2000,2000,2000] [--optimiser sgd] [--epochs 2] [--threads 2]
 """
 
 import argparse
@@ -24,9 +27,11 @@ from timing import start, timed, worst  # before NumPy, see common/__init__.py
 # isort: split
 import numpy as np
 
-from common import ROOT, goodness, layers, optim, product
+from common import ROOT, goodness, layers, optim, product, sparse
+from common.data import datasets
 from common.evaluate import in_batches
-from common.labels import one_hot
+from common.labels import one_hot, sampled_labels
+from common.split import Split
 
 spec = importlib.util.spec_from_file_location("ff_mnist_train", ROOT / "ff_mnist" / "train.py")
 train = sys.modules["ff_mnist_train"] = importlib.util.module_from_spec(spec)
@@ -36,7 +41,7 @@ spec.loader.exec_module(train)
 @contextlib.contextmanager
 def plain_path():
     """Inside, float32 arrays have no kernels: everything takes the reference formulas."""
-    modules = goodness, layers, optim, product
+    modules = goodness, layers, optim, product, sparse
     kept = [m.kernels for m in modules]
     for m in modules:
         m.kernels = lambda x: None
@@ -60,7 +65,7 @@ def torch_network(net, cfg, threads, usual=False):
     torch.set_num_threads(threads)
     hidden = [[torch.from_numpy(layer.params[k].T.copy()).requires_grad_() for k in ("W", "b")] for layer in net.layers]
     head = [torch.from_numpy(net.head.params[k].T.copy()).requires_grad_() for k in ("W", "b")]
-    means = [torch.full_like(b, 0.5) for _, b in hidden]
+    means = [torch.from_numpy(layer.state["mean"].copy()) for layer in net.layers]
 
     def optimiser(params, kind, lr, decay):
         groups = [{"params": params[:1], "weight_decay": decay}, {"params": params[1:], "weight_decay": 0.0}]
@@ -135,17 +140,26 @@ def main():
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--sizes", default="2000,2000,2000,2000")
     parser.add_argument("--optimiser", choices=["sgd", "adam"], default="sgd")
+    parser.add_argument("--dataset", default="auto")
+    parser.add_argument("--epochs", type=int, default=2, help="of training before anything is timed")
     parser.add_argument("--batches", type=int, default=60, help="training steps that are timed; an epoch has 600")
     parser.add_argument("--images", type=int, default=2000, help="images of the prediction that is timed")
     args = parser.parse_args()
     threads, sgemm = start(args.threads)
     cfg = train.Config(sizes=args.sizes, optimiser=args.optimiser, lr=1e-4 if args.optimiser == "adam" else 1e-3)
     B, rng = cfg.batch_size, np.random.default_rng(0)
-    pixels = rng.random((args.batches * B, 774), dtype=np.float32)
-    labels = rng.integers(0, 10, len(pixels))
-    wrong = (labels + rng.integers(1, 10, len(pixels))) % 10
+    data = Split(datasets.load(args.dataset, auto="mnist", quiet=True), cfg)
+    ours = train.Net(cfg, data.size, 10, np.random.default_rng(1))
+    for epoch in range(1, args.epochs + 1):
+        train.train_epoch(ours, data, rng, cfg, epoch)
+    for opt in [*ours.opts, ours.head_opt]:  # PyTorch's begin anew as well
+        opt.t = 0
+        for average in opt.state.values():
+            average[...] = 0
+    pixels, labels = data.batch(rng.permutation(len(data.train[0]))[: args.batches * B], 0, rng)
+    pixels = pixels[:, 10:]
+    wrong, settled, zeros = look(ours, pixels, labels, cfg, rng)
 
-    ours = train.Net(cfg, 784, 10, np.random.default_rng(1))
     plain = copy.deepcopy(ours)
     peers = [peer for peer in (torch_network(ours, cfg, threads, usual) for usual in (False, True)) if peer]
     for net in (ours, plain):  # deepcopy of an optimiser copies its layer's parameters: tie them again
@@ -181,17 +195,36 @@ def main():
     above = sum(n * m for n, m in zip(sizes, sizes[1:], strict=False))
     # forward: the first layer's image part once, the others neutral, right and wrong; gradient: once, and two rows
     flop = 2 * 60000 * (774 * sizes[0] * (1 + 1) + above * (3 + 2) + 10 * sum(sizes[1:]) * 2)
-    print(f"one FF epoch, 60 000 images, {cfg.sizes}, {cfg.optimiser}, everything included:")
+    print(f"one FF epoch, 60 000 images, {cfg.sizes}, {cfg.optimiser}, all included, after {args.epochs} of training:")
     for name, s in zip(("ours", "plain path", "PyTorch", "as usual"), seconds, strict=False):
         print(f"  {name:11s} {s:7.1f} s   {s / seconds[0]:5.2f} x ours")
     print(f"  ours: {flop / 1e12:.1f} TFLOP in products, {100 * flop / seconds[0] / sgemm:.0f} % of sgemm")
+    for name, shares in (("settled rows", settled), ("zeros that a layer sees", zeros)):
+        print(f"  {name}, layer by layer: {', '.join(f'{100 * share:.0f} %' for share in shares)}")
 
-    x = rng.random((args.images, 774), dtype=np.float32)
+    x = np.ascontiguousarray(pixels[: args.images])
     ways = [lambda: train.goodness_of_labels(ours, x, cfg, 10), *(lambda f=peer[1]: f(x) for peer in peers)]
     ten = timed(ways, repeats=3)
     flop = 2 * len(x) * (774 * sizes[0] + 10 * above)
     print(f"ten labels, {len(x)} images: {ten[0]:.2f} s, {100 * flop / ten[0] / sgemm:.0f} % of sgemm", end="")
     print("".join(f"; {who} {s / ten[0]:.2f} x ours" for who, s in zip(("PyTorch", "as usual"), ten[1:], strict=False)))
+
+
+def look(net, pixels, labels, cfg, rng):
+    """-> wrong labels drawn from the softmax (N,), share of settled rows and of zeros in what each layer sees."""
+    part = net.layers[0].image_part(pixels)
+    logits = net.head.forward(train.neutral_states(net.layers, part, cfg, 10))[0]
+    wrong = sampled_labels(logits, labels, rng)
+    h, settled, zeros = None, [], [(pixels == 0).mean()]
+    for i, layer in enumerate(net.layers):
+        codes = one_hot(np.concatenate([labels, wrong]), 10)
+        y, _ = layer.forward(h) if i else layer.forward(part, codes)
+        g, _ = goodness.SumSquare().forward(y)
+        _, dg = train.ff_loss(g.reshape(2, -1), labels, wrong[None], train.threshold(y, cfg), cfg)
+        settled.append(1 - len(goodness.unsettled(dg.ravel())) / len(y))
+        zeros.append((y == 0).mean())
+        h = train.scaled(y, cfg.norm)
+    return wrong, settled, zeros[:-1]
 
 
 class Given:

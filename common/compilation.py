@@ -54,9 +54,9 @@ def _dense():
     from common.optim import SGD, Adam
 
     rng = np.random.default_rng(0)
-    pixels, codes = np.ones((4, 80), np.float32), np.ones((8, 10), np.float32)
+    pixels, codes = np.zeros((32, 80), np.float32), np.ones((64, 10), np.float32)  # 0: sparse.times has its kernels
     for make in (SGD, Adam):
-        first, second = LabelInput(90, 80, 10, rng), Dense(80, 80, rng)
+        first, second = LabelInput(90, 128, 10, rng), Dense(128, 80, rng)
         y, cache = first.forward(first.image_part(pixels), codes)
         make(first.params, 0.1).step(first.backward(y, cache)[1])
         y, cache = second.forward(normalise(y))

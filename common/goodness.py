@@ -20,6 +20,8 @@ on a mean of D squares that is beta = D.
                 (every wrong label is a negative, weighted by how well it competes)
 """
 
+import math
+
 import numpy as np
 
 from common.arrays import aligned, kernels, namespace
@@ -54,7 +56,7 @@ class MeanSquare:
 
 def units(y):
     """D, the number of units of one row of y (B, ...)."""
-    return y.size // len(y)
+    return math.prod(y.shape[1:])
 
 
 def scale_rows(y, factor):
@@ -83,6 +85,15 @@ def margin_loss(g_pos, g_neg, beta=1.0):
     margin = beta * (g_neg - g_pos)
     d = beta * sigmoid(margin) / len(g_pos)
     return softplus(margin).mean(), -d, d
+
+
+def unsettled(dg):
+    """Rows that have something left to learn, from a mean loss's dL/dg (B,) -> their numbers (M,).
+
+    Softplus is flat where a row is safely on its side of theta, and goodness as a sum over 2000 units soon is, by
+    hundreds. What such a row would add to a gradient, less than 1e-10 of what a wrong one adds, rounding swallows.
+    """
+    return namespace(dg).flatnonzero(~(abs(dg) <= 1e-10 / len(dg)))  # what is not a number stays
 
 
 def ff_loss(y, t, theta, goodness=MeanSquare):

@@ -43,6 +43,7 @@ BLOCK = LANES * VECTORS  # images that one tile works on side by side
 GRAD_ROWS = 8 if LANES == 8 else 12  # accumulators of the weight gradient's tile
 DENSE_ROWS = 6 if LANES == 8 else 12  # of the tile of a dense layer, 2 vectors wide
 PANEL, STRIP = 2 * LANES, 16  # its columns; how many such panels, times the batch, stay in the second-level cache
+SPAN, DEPTH, TALL = 8 * LANES, 48, 256  # columns, rows of W and rows of x that `sparse_product` works on at a time
 SLACK = GRAD_ROWS * BLOCK  # floats behind packed images, so that a tile's unused rows may read past the end
 
 _INT = types.intp
@@ -120,6 +121,50 @@ def _make_tile(rows, vectors, accumulate):
         return signature, codegen
 
     return tile
+
+
+@intrinsic
+def _add_rows(typingctx, C, c0, V, P, first, N, X):
+    """C[c0 + lane] += sum_{i<N} V[first + i] X[P[first + i] * SPAN + lane], lane < SPAN; C and X on cache lines."""
+    signature = types.void(C, _INT, V, P, _INT, _INT, X)
+    vector = ir.VectorType(ir.FloatType(), LANES)
+
+    def codegen(context, builder, signature, args):
+        C, c0, V, P, first, N, X = args
+        c_ptr, v_ptr, p_ptr, x_ptr = (
+            context.make_array(signature.args[k])(context, builder, array).data
+            for k, array in ((0, C), (2, V), (3, P), (6, X))
+        )
+
+        def lanes(pointer, place, v):
+            place = builder.add(place, ir.Constant(place.type, v * LANES))
+            return builder.bitcast(builder.gep(pointer, [place]), vector.as_pointer())
+
+        acc = [cgutils.alloca_once(builder, vector) for _ in range(SPAN // LANES)]
+        for v, total in enumerate(acc):
+            builder.store(builder.load(lanes(c_ptr, c0, v), align=4), total)
+
+        def add_row(i):
+            i = builder.add(first, i)
+            a = _broadcast(builder, builder.load(builder.gep(v_ptr, [i])))
+            row = builder.zext(builder.load(builder.gep(p_ptr, [i])), first.type)
+            row = builder.mul(row, ir.Constant(row.type, SPAN))
+            for v, total in enumerate(acc):
+                product = builder.fmul(a, builder.load(lanes(x_ptr, row, v), align=4), flags=("contract",))
+                builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+
+        two = ir.Constant(N.type, 2)
+        with cgutils.for_range(builder, builder.sdiv(N, two)) as loop:
+            i = builder.mul(loop.index, two)
+            add_row(i)
+            add_row(builder.add(i, ir.Constant(N.type, 1)))
+        with cgutils.for_range(builder, builder.srem(N, two)):
+            add_row(builder.sub(N, ir.Constant(N.type, 1)))
+        for v, total in enumerate(acc):
+            builder.store(builder.load(total), lanes(c_ptr, c0, v), align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 def _make_transpose():
@@ -650,12 +695,12 @@ def scale_each_row(y, factor, out):
 
 
 @njit(parallel=True, cache=True)
-def relu_grad_rows(dy, y, pull, dz):
-    """dz = dy where y > 0, else 0, plus pull in every row: dy, y, dz (B, n), pull (n,)."""
+def relu_grad_rows(dy, y, dz):
+    """dz = dy where y > 0, else 0: dy, y, dz (B, n)."""
     zero = np.float32(0)
     for i in prange(len(y)):
         for j in range(y.shape[1]):
-            dz[i, j] = (dy[i, j] if y[i, j] > zero else zero) + pull[j]
+            dz[i, j] = dy[i, j] if y[i, j] > zero else zero
 
 
 @njit(inline="always")
@@ -782,6 +827,60 @@ def product_adam(x, dz, w, m, v, step_size, beta1, beta2, root, eps, decay):
                     for lane in range(lanes):
                         i, g_i = at + r * N + lane, g[r * PANEL + lane]
                         _adam_one(flat_w, flat_m, flat_v, i, g_i, step_size, beta1, beta2, root, eps, decay)
+
+
+@njit(parallel=True, cache=True)
+def nonzeros(x):
+    """What of x (B, K) is not zero, in pieces of DEPTH columns: values, places within the piece, how many of them.
+
+    values and places (pieces, B, DEPTH), filled from the left; counts (pieces, B).
+    """
+    B, K = x.shape
+    pieces = (K + DEPTH - 1) // DEPTH
+    values, places = np.empty((pieces, B, DEPTH), np.float32), np.empty((pieces, B, DEPTH), np.uint8)
+    counts = np.empty((pieces, B), np.int64)
+    for b in prange(B):
+        for d in range(pieces):
+            n = 0
+            for k in range(min(DEPTH, K - d * DEPTH)):
+                value = x[b, d * DEPTH + k]
+                values[d, b, n], places[d, b, n] = value, k
+                n += value != 0  # no branch: where the zeros are cannot be foreseen
+            counts[d, b] = n
+    return values, places, counts
+
+
+@njit(parallel=True, cache=True)
+def sparse_product(values, places, counts, w, out):
+    """out = x w for x (B, K) from `nonzeros`, w (K, N) contiguous, N >= SPAN, out (B, N).
+
+    A block of w, DEPTH x SPAN, is copied into the first-level cache, and every row of x adds up its rows of it.
+    """
+    (pieces, B), (K, N) = counts.shape, w.shape
+    flat_w, flat_out, flat_v, flat_p = w.ravel(), out.ravel(), values.ravel(), places.ravel()
+    lines = DEPTH * SPAN // 16
+    for p in prange((N + SPAN - 1) // SPAN):
+        n0 = min(p * SPAN, N - SPAN)  # the last panel computes some columns again
+        acc, block = aligned(TALL * SPAN), aligned(DEPTH * SPAN)
+        for b0 in range(0, B, TALL):
+            rows = min(TALL, B - b0)
+            acc[:] = 0
+            each = (lines + rows - 1) // rows
+            for d in range(pieces):
+                k0 = d * DEPTH
+                for r in range(min(DEPTH, K - k0)):
+                    for lane in range(0, SPAN, LANES):
+                        _move(block, r * SPAN + lane, flat_w, (k0 + r) * N + n0 + lane)
+                for b in range(rows):
+                    for line in range(b * each, min(lines, (b + 1) * each)):  # of the next block, while this one works
+                        r = DEPTH + line // (SPAN // 16)
+                        if k0 + r < K:
+                            _prefetch(flat_w, (k0 + r) * N + n0 + line % (SPAN // 16) * 16)
+                    at = d * B + b0 + b
+                    _add_rows(acc, b * SPAN, flat_v, flat_p, at * DEPTH, counts[d, b0 + b], block)
+            for b in range(rows):
+                for lane in range(p * SPAN - n0, SPAN, LANES):
+                    _copy(flat_out, (b0 + b) * N + n0 + lane, acc, b * SPAN + lane, min(LANES, SPAN - lane))
 
 
 @njit(parallel=True, cache=True)

@@ -11,8 +11,9 @@ approximated; the plain path is Dense on `normalise(x)`, and the tests compare t
 import numpy as np
 
 from common.arrays import namespace
-from common.layers import Dense, activate, relu_grad
+from common.layers import Dense, activate, relu_grad, stack
 from common.product import gradient
+from common.sparse import times
 
 
 class LabelInput:
@@ -24,7 +25,7 @@ class LabelInput:
 
     def image_part(self, p):
         """Pixels p (B, D - K) -> what all labels share: p, p W[K:] (B, n_out), |p|^2 (B,)."""
-        return p, p @ self.params["W"][self.n_classes :], (p * p).sum(axis=1)
+        return p, times(p, self.params["W"][self.n_classes :]), (p * p).sum(axis=1)
 
     def forward(self, part, codes, train=True):
         """part from `image_part` of B images, codes (n*B, K) -> y (n*B, n_out), cache. Row r is image r mod B."""
@@ -45,10 +46,24 @@ class LabelInput:
         total = namespace(codes).concatenate([squares] * n) + (codes * codes).sum(axis=1)
         return 1 / namespace(codes).sqrt(total / len(self.params["W"]) + 1e-8)
 
-    def backward(self, dy, cache, need_dx=False, pull=None):
-        """dy (n*B, n_out) -> None, grads. The pixels meet the sum of their rows' errors once; pull as in Dense."""
+    def backward(self, dy, cache, need_dx=False, pull=None, rows=None):
+        """dy (n*B, n_out), or (M, n_out) of some rows -> None, grads. pull and rows as in Dense.
+
+        An image's pixels meet the sum of its rows' errors once.
+        """
         p, codes, r_inverse, y = cache
-        dz = relu_grad(dy, y, pull)
-        scaled = dz * r_inverse[:, None]
-        summed = scaled.reshape(-1, len(p), scaled.shape[1]).sum(axis=0)
-        return None, {"W": gradient((codes, scaled), (p, summed)), "b": dz.sum(axis=0)}
+        xp, B = namespace(p), len(p)
+        rows = xp.arange(len(y)) if rows is None else rows
+        dz = relu_grad(dy, y[rows])  # (M, n_out)
+        db = dz.sum(axis=0)
+        dz = dz * r_inverse[rows, None]
+        of_images = xp.zeros_like(y)
+        of_images[rows] = dz
+        of_images = of_images.reshape(-1, B, dz.shape[1]).sum(axis=0)  # (B, n_out)
+        images = xp.unique(rows % B)
+        parts = [(codes[rows], dz), (p[images], of_images[images])]
+        if pull is not None:  # as in Dense
+            sums = r_inverse @ codes, r_inverse.reshape(-1, B).sum(axis=0) @ p
+            parts = [(stack(x, each), stack(d, pull)) for (x, d), each in zip(parts, sums, strict=True)]
+            db += len(y) * pull
+        return None, {"W": gradient(*parts), "b": db}

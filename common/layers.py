@@ -9,6 +9,7 @@ import numpy as np
 from common.arrays import kernels, namespace
 from common.goodness import MeanSquare, rms_inverse, scale_rows
 from common.product import gradient
+from common.sparse import times
 
 
 class Dense:
@@ -24,19 +25,26 @@ class Dense:
 
     def forward(self, x, train=True):
         """x (B, n_in) -> y (B, n_out)."""
-        y = x @ self.params["W"]
+        y = times(x, self.params["W"])
         y = activate(y, self.params["b"]) if self.relu else y + self.params["b"]
         return y, (x, y)
 
-    def backward(self, dy, cache, need_dx=False, pull=None):
+    def backward(self, dy, cache, need_dx=False, pull=None, rows=None):
         """dy (B, n_out) -> dx (B, n_in) or None, grads summed over the batch.
 
+        rows (M,), from goodness.unsettled: dy (M, n_out) is of these rows only, the others' is 0; dx is theirs too.
         pull (n_out,), from goodness.peer_pull: added to every row's gradient by what enters the ReLU.
         """
-        x, y = cache
-        dz = relu_grad(dy, y, pull) if self.relu else dy
-        grads = {"W": gradient((x, dz)), "b": dz.sum(axis=0)}
-        return dz @ self.params["W"].T if need_dx else None, grads
+        every, y = cache
+        x, y = (every, y) if rows is None else (every[rows], y[rows])
+        dz = relu_grad(dy, y) if self.relu else dy
+        dx, db = None, dz.sum(axis=0)
+        if need_dx:
+            dx = (dz if pull is None else dz + pull) @ self.params["W"].T
+        if pull is not None:  # the same in every row: in x^T dz one row, the sum of all x, stands for them
+            x, dz = stack(x, every.sum(axis=0)), stack(dz, pull)
+            db += len(every) * pull
+        return dx, {"W": gradient((x, dz)), "b": db}
 
 
 def activate(z, b):
@@ -48,14 +56,18 @@ def activate(z, b):
     return namespace(z).maximum(z, 0, out=z)
 
 
-def relu_grad(dy, y, pull=None):
-    """dL/dz from dL/dy and y = ReLU(z), both (B, n), plus pull (n,) in every row."""
+def relu_grad(dy, y):
+    """dL/dz from dL/dy and y = ReLU(z), both (B, n)."""
     if kernels(y) and y.flags.c_contiguous:
-        dz, pull = np.empty_like(y), np.zeros_like(y[0]) if pull is None else pull
-        kernels(y).relu_grad_rows(dy.astype(np.float32, copy=False), y, pull, dz)
+        dz = np.empty_like(y)
+        kernels(y).relu_grad_rows(dy.astype(np.float32, copy=False), y, dz)
         return dz
-    dz = dy * (y > 0)
-    return dz if pull is None else dz + pull
+    return dy * (y > 0)
+
+
+def stack(x, row):
+    """x (B, n) with one more row (n,) below."""
+    return namespace(x).concatenate([x, row[None]])
 
 
 class ReLU:

@@ -35,10 +35,12 @@ from common import cli, compilation, record, runs, split  # before NumPy, see co
 import numpy as np
 
 from common.evaluate import accuracy, in_batches, silent
-from common.goodness import SumSquare, normalise, peers, softmax_cross_entropy, threshold_loss
+from common.goodness import SumSquare, normalise, peers, softmax_cross_entropy, threshold_loss, unsettled
 from common.labels import one_hot, sampled_labels
-from common.layers import Dense, activate, relu_grad
+from common.layers import Dense, activate, relu_grad, stack
 from common.optim import SCHEDULES, SGD, Adam
+from common.product import gradient
+from common.sparse import times
 from common.split import Split, pixels
 
 
@@ -98,7 +100,7 @@ def bottom_up(layers, x):
     """One pass without a label: x (B, D) -> the states at step 0, a list of (B, n)."""
     h, y = x, []
     for layer in layers:
-        y.append(activate(h @ layer.params["W"], layer.params["b"]))
+        y.append(activate(times(h, layer.params["W"]), layer.params["b"]))
         h = normalise(y[-1])
     return y
 
@@ -108,15 +110,15 @@ def unroll(layers, x, labels, y, cfg):
 
     x (B, D) images, labels (R, K) one-hot rows, y: the states at step 0, a list of (R, n). Row r shows image r mod B.
     """
-    drive = x @ layers[0].params["W"]  # (B, n), the same at every step and under every label
+    drive = times(x, layers[0].params["W"])  # (B, n), the same at every step and under every label
     drive = np.concatenate([drive] * (len(labels) // len(x)))
     for _ in range(cfg.steps):
         h = [normalise(v) for v in y]
         below, above = [None, *h[:-1]], [*h[1:], labels]
         new = []
         for i, layer in enumerate(layers):
-            z = above[i] @ layer.params["V"]
-            z += below[i] @ layer.params["W"] if i else drive
+            z = times(above[i], layer.params["V"])
+            z += times(below[i], layer.params["W"]) if i else drive
             new.append(activate(z, layer.params["b"]))
         a, b = np.float32(cfg.damping), np.float32(1 - cfg.damping)
         y = [a * old + b * each for old, each in zip(y, new, strict=True)]
@@ -147,26 +149,26 @@ def ff_grads(layers, x, labels, y, cfg):
     """
     B = len(x)
     t = np.repeat(np.float32([1, -1]), B)
-    seen = [{"below": [], "above": [], "dz": []} for _ in layers]
+    seen = [{"below": [], "above": [], "dz": [], "b": []} for _ in layers]
     log = np.zeros((len(layers), 3))
     part = np.float32((1 - cfg.damping) / cfg.steps)  # of dL/dy: the old state is given, nothing goes back in time
     for below, above, new, now in unroll(layers, x, labels, y, cfg):
+        below[0] = np.concatenate([x, x])
         for i, layer in enumerate(layers):
             g, squares = SumSquare().forward(now[i])
             loss, dg = threshold_loss(g, t, cfg.theta * now[i].shape[1])
-            pull = peers(layer.state["mean"], now[i][:B], cfg.peer, 2 * B * cfg.steps)
-            seen[i]["below"].append(below[i])
-            seen[i]["above"].append(above[i])
-            seen[i]["dz"].append(relu_grad(SumSquare().backward(part * dg, squares), new[i], pull))
+            rows = unsettled(dg)  # after a few epochs, few rows have anything left to learn
+            dz = relu_grad(SumSquare().backward(part * dg[rows], squares[rows]), new[i][rows])
+            pull = peers(layer.state["mean"], now[i][:B], cfg.peer, 2 * B * cfg.steps)  # the same for all 2B rows:
+            seen[i]["b"].append(dz.sum(axis=0) + 2 * B * pull)
+            seen[i]["dz"].append(stack(dz, pull))
+            for key, each in (("below", below[i]), ("above", above[i])):  # one row, their sum, stands for them
+                seen[i][key].append(stack(each[rows], each.sum(axis=0)))
             log[i] += np.array([loss, g[:B].mean(), g[B:].mean()]) / cfg.steps
     grads = []
-    for i in range(len(layers)):
-        dz = np.concatenate(seen[i]["dz"])  # (steps 2B, n)
-        if i:
-            dW = np.concatenate(seen[i]["below"]).T @ dz
-        else:  # the same image at every step and under both labels: its errors are added up first
-            dW = x.T @ dz.reshape(-1, B, dz.shape[1]).sum(axis=0)
-        grads.append({"W": dW, "V": np.concatenate(seen[i]["above"]).T @ dz, "b": dz.sum(axis=0)})
+    for one in seen:
+        below, above, dz = (np.concatenate(one[key]) for key in ("below", "above", "dz"))  # (rows, ...)
+        grads.append({"W": gradient((below, dz)), "V": gradient((above, dz)), "b": sum(one["b"])})
     return grads, log
 
 

@@ -41,7 +41,7 @@ import numpy as np
 
 from common.evaluate import in_batches, silent
 from common.functions import softmax
-from common.goodness import SumSquare, normalise, peers, softmax_cross_entropy, threshold_loss
+from common.goodness import SumSquare, normalise, peers, softmax_cross_entropy, threshold_loss, unsettled
 from common.labels import one_hot, sampled_labels
 from common.layers import Dense
 from common.optim import SCHEDULES, SGD
@@ -172,7 +172,8 @@ def ff_step(net, real, generated, cfg):
         g, squares = SumSquare().forward(y)
         loss, dg = threshold_loss(g, t, cfg.theta * y.shape[1])
         pull = peers(layer.state["mean"], y[:B], cfg.peer, len(y))
-        grads = layer.backward(SumSquare().backward(dg, squares), cache, pull=pull)[1]
+        rows = unsettled(dg)
+        grads = layer.backward(SumSquare().backward(dg[rows], squares[rows]), cache, pull=pull, rows=rows)[1]
         opt.step(grads)  # nothing leaves this layer
         h = normalise(y)
         log.append((loss, g[:B].mean(), g[B:].mean()))

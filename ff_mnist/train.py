@@ -43,6 +43,7 @@ from common.goodness import (
     peers,
     softmax_cross_entropy,
     threshold_loss,
+    unsettled,
 )
 from common.label_input import LabelInput
 from common.labels import one_hot, sampled_labels, wrong_labels
@@ -107,7 +108,7 @@ class Net:
 
 
 def ff_step(net, pixels, labels, cfg, rng, n_classes):
-    """One step of all layers: pixels (B, 774), labels (B,) -> per layer: loss, mean g+, mean g-, pairs it has wrong."""
+    """One step of all layers: pixels (B, 774), labels (B,) -> what `train_epoch` logs, per layer (5)."""
     B = len(labels)
     part = net.layers[0].image_part(pixels)  # the same under every label
     logits = head_step(net, part, labels, cfg, n_classes)
@@ -122,11 +123,13 @@ def ff_step(net, pixels, labels, cfg, rng, n_classes):
     for layer, opt, (y, cache, g, squares) in zip(net.layers, net.opts, seen, strict=True):
         total = g + others(g, seen, cfg) if cfg.collaborate else g
         loss, dg = ff_loss(total.reshape(-1, B), labels, wrong, threshold(y, cfg), cfg)
-        dy = GOODNESS[cfg.goodness]().backward(dg.ravel(), squares)
+        rows = unsettled(dg.ravel())  # after a few epochs, few rows have anything left to learn
+        dy = GOODNESS[cfg.goodness]().backward(dg.ravel()[rows], squares[rows])
         pull = peers(layer.state["mean"], y[:B], peer_strength(y, cfg), len(y))
-        opt.step(layer.backward(dy, cache, pull=pull)[1])  # nothing leaves this layer
-        log.append((loss, g[:B].mean(), g[B:].mean(), (g[B:] >= np.tile(g[:B], len(wrong))).mean()))
-    return np.array(log)  # (n_layers, 4)
+        opt.step(layer.backward(dy, cache, pull=pull, rows=rows)[1])  # nothing leaves this layer
+        wrong_pairs = (g[B:] >= np.tile(g[:B], len(wrong))).mean()
+        log.append((loss, g[:B].mean(), g[B:].mean(), wrong_pairs, len(rows) / len(y)))
+    return np.array(log)  # (n_layers, 5)
 
 
 def threshold(y, cfg):
@@ -260,9 +263,9 @@ def train_epoch(net, data, rng, cfg, epoch):
         net.head_opt.lr = cfg.head_lr * factor
         x, labels = data.batch(order[rows], cfg.jitter, rng)
         log.append(ff_step(net, x[:, data.n_classes :], labels, cfg, rng, data.n_classes))
-    loss, g_pos, g_neg, wrong = np.mean(log, axis=0).T
-    line = {"loss": loss, "g_pos": g_pos, "g_neg": g_neg, "pairs_wrong": wrong, "silent": silent(net.layers)}
-    return line | {"seconds": time.perf_counter() - start}
+    keys = ("loss", "g_pos", "g_neg", "pairs_wrong", "unsettled")
+    line = dict(zip(keys, np.mean(log, axis=0).T, strict=True))
+    return line | {"silent": silent(net.layers), "seconds": time.perf_counter() - start}
 
 
 def evaluate(net, images, labels, cfg, n_classes):

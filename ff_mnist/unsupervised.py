@@ -33,7 +33,7 @@ from common import cli, compilation, record, runs, split  # before NumPy, see co
 import numpy as np
 
 from common.evaluate import accuracy, in_batches, silent
-from common.goodness import SumSquare, normalise, peers, softmax_cross_entropy, threshold_loss
+from common.goodness import SumSquare, normalise, peers, softmax_cross_entropy, threshold_loss, unsettled
 from common.labels import hybrid_images, hybrid_masks
 from common.layers import Dense
 from common.local2d import LocallyConnected2d
@@ -100,7 +100,11 @@ def ff_step(net, images, labels, cfg, rng):
         g, squares = SumSquare().forward(y)
         loss, dg = threshold_loss(g, t, cfg.theta * y[0].size)
         pull = peers(layer.state["mean"], y[:B], cfg.peer, len(y))
-        grads = layer.backward(SumSquare().backward(dg, squares), cache, pull=pull)[1]
+        if cfg.local:
+            grads = layer.backward(SumSquare().backward(dg, squares), cache, pull=pull)[1]
+        else:  # the rows that have anything left to learn are few
+            rows = unsettled(dg)
+            grads = layer.backward(SumSquare().backward(dg[rows], squares[rows]), cache, pull=pull, rows=rows)[1]
         opt.step(grads)  # nothing leaves this layer
         h = normalise(y)
         states.append(flat(h[:B]))

@@ -22,9 +22,9 @@ print("late:", *late)
 DENSE = """
 import train
 for flags in ({}, {"optimiser": "adam", "negatives": "all", "loss": "softmax"}, {"goodness": "mean", "norm": "none"}):
-    cfg = train.Config(sizes="70,80,90", **flags)
+    cfg = train.Config(sizes="200,80,90", **flags)
     net, rng = train.Net(cfg, 784, 10, np.random.default_rng(0)), np.random.default_rng(1)
-    x, y = rng.random((20, 774), dtype=np.float32), rng.integers(0, 10, 20)
+    x, y = np.maximum(rng.standard_normal((40, 774), np.float32), 0), rng.integers(0, 10, 40)
     train.ff_step(net, x, y, cfg, rng, 10)
     train.goodness_of_labels(net, x, cfg, 10)
 """

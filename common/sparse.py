@@ -8,7 +8,7 @@ import numpy as np
 
 from common.arrays import kernels
 
-DENSEST = 0.6  # share of x that is not zero, from which BLAS is faster
+DENSEST = 0.65  # share of x that is not zero, from which BLAS is faster
 FEWEST = 32  # rows of x, below which packing W does not pay
 
 

@@ -7,6 +7,7 @@ image is ever looked at. Everything is run by the scripts' own functions.
     losses          threshold, margin and softmax; negatives; layer collaboration; peer normalisation
     rates           learning rates of train.py at both sizes
     recipe          a whole run of Hinton's program, and one number of it changed
+    jitter          the numbers of train.py --jitter 2
     unsupervised    learning rate and number of blurs of unsupervised.py
     local           learning rate of unsupervised.py --local
     recurrent       learning rate and sizes of recurrent.py
@@ -99,6 +100,16 @@ TABLES = {
             ("weight decay", "weight decay 0.003", {"weight_decay": 0.003}),
             ("learning rate", "learning rate 0.002", {"lr": 0.002}),
             ("peers", "peer normalisation 0.1", {"peer": 0.1}),
+        ],
+    ),
+    "jitter": (
+        {"n_epochs": 20, "sizes": "1000,1000,1000", "jitter": 2},
+        [
+            ("reference", "reference", {}),
+            *(("weight decay", f"weight decay {d:g}", {"weight_decay": d}) for d in (0.001, 0.0003)),
+            *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.002, 0.0005)),
+            *(("peers", f"peer normalisation {p:g}", {"peer": p}) for p in (0.01, 0.1)),
+            ("units", "four layers of 2000 units", {"sizes": "2000,2000,2000,2000"}),
         ],
     ),
     "unsupervised": (

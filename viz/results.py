@@ -322,6 +322,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_mnist-losses": ("ff_mnist_losses", "", effects),
     "ff_mnist-rates": ("ff_mnist_rates", "", variants),
     "ff_mnist-recipe": ("ff_mnist_recipe", "", effects),
+    "ff_mnist-jitter": ("ff_mnist_jitter", "", effects),
     "ff_mnist-unsupervised": ("ff_mnist_unsupervised", "", variants),
     "ff_mnist-local": ("ff_mnist_local", "", variants),
     "ff_mnist-text": ("ff_mnist_text", "", variants),

@@ -132,6 +132,7 @@ TABLES = {
             ("weight decay", "weight decay 0.003", {"weight_decay": 0.003}),
             ("peers", "peer normalisation 0.1", {"peer": 0.1}),
             *(("sizes", f"units {n}", {"sizes": n}) for n in ("500,500", "1000,1000,1000")),
+            ("both", "weight decay 0.003, peer normalisation 0.1", {"weight_decay": 0.003, "peer": 0.1}),
         ],
     ),
 }

@@ -125,7 +125,7 @@ TABLES = {
         [("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.004, *RATES)],
     ),
     "recurrent": (
-        {"n_epochs": 5, "lr": 0.002},
+        {"n_epochs": 5, "lr": 0.002, "weight_decay": 0.001},
         [
             *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.003, *RATES[:2])),
             ("label", "the label one-hot as it is", {"label": 0.1}),

@@ -57,8 +57,8 @@ class Config:
     theta: float = 1.0  # threshold for goodness, times the number of units
     peer: float = 0.03  # strength of peer normalisation (0: off)
     optimiser: str = "sgd"  # sgd (with momentum 0.9) or adam
-    lr: float = 0.001  # learning rate of the hidden layers
-    weight_decay: float = 0.001  # theirs
+    lr: float = 0.002  # learning rate of the hidden layers
+    weight_decay: float = 0.003  # theirs
     head_lr: float = 0.01  # learning rate of the softmax
     head_decay: float = 0.003  # its weight decay
     schedule: str = "half"  # the learning rate over the run: half (constant, then to 0), linear, cosine or constant

@@ -191,7 +191,7 @@ def test_a_text_of_ones_own(cache, tmp_path):
 
 def test_figures(cache, tmp_path):
     expected = {
-        "train": {"curves.png", "goodness.png", "filters.png"},
+        "train": {"curves.png", "goodness.png", "unsettled.png", "filters.png"},
         "unsupervised": {"curves.png", "hybrids.png", "filters.png"},
         "recurrent": {"curves.png", "steps.png"},
         "backprop": {"curves.png"},

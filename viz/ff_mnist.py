@@ -4,6 +4,7 @@
 
 curves.png      error and losses over the epochs; several runs (seeds) are drawn as mean and sample standard deviation
 goodness.png    goodness of true and wrong labels, layer by layer (train.py)
+unsettled.png   how many rows still have something to learn, and what an epoch takes (train.py)
 filters.png     weights of 64 units of the first layer (train.py, unsupervised.py)
 hybrids.png     images, masks and the hybrids that are made of them (unsupervised.py)
 steps.png       goodness of every candidate label over the time steps (recurrent.py)
@@ -94,6 +95,33 @@ def curves(found):
     seeds = f"{len(found)} seeds: mean and standard deviation" if len(found) > 1 else f"seed {found[0].config['seed']}"
     local = " --local" if found[0].config.get("local") else ""
     fig.suptitle(f"ff_mnist/{found[0].script}.py{local} on {found[0].dataset['name']} ({seeds})", fontsize=13)
+    return fig
+
+
+def unsettled(found):
+    """Share of rows whose loss still has a gradient, layer by layer, and the seconds of an epoch."""
+    n = min(len(run.lines) for run in found)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.4), layout="constrained", width_ratios=(3, 2))
+    share = 100 * np.array([[line["unsettled"] for line in run.lines[:n]] for run in found])  # (runs, epochs, layers)
+    for i in range(share.shape[2]):
+        look = style.layer(i)
+        band(left, share[:, :, i], look["color"], None, f"layer {i}", look["linestyle"])
+    left.set_yscale("log")
+    ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+    left.set_yticks(ticks, ticks)
+    left.minorticks_off()
+    left.set_ylim(max(0.1, 0.8 * share.min()), 110)
+    left.set_ylabel("rows with a gradient (%)")
+    left.set_title("Rows that still have something to learn")
+    seconds = np.array([[line["seconds"] for line in run.lines[:n]] for run in found])
+    band(right, seconds, style.FF, None, "training, without evaluation")
+    right.set_ylim(0, None)
+    right.set_ylabel("seconds")
+    right.set_title("What an epoch takes")
+    for ax in (left, right):
+        style.epoch_axis(ax, n)
+        style.legend_below(ax, 4 if ax is left else 1)
+    fig.suptitle("A row on its side of the threshold is settled: it costs no gradient", fontsize=13)
     return fig
 
 
@@ -243,6 +271,8 @@ def main():
         pictures["curves"] = lambda: curves(found)
     if first.script == "train" and first.snapshot:
         pictures["goodness"] = lambda: goodness(first)
+    if same and first.script == "train" and all("unsettled" in line for run in found for line in run.lines):
+        pictures["unsettled"] = lambda: unsettled(found)
     if "filters" in first.snapshot:
         pictures["filters"] = lambda: filters(first)
     if "masks" in first.snapshot:

@@ -257,8 +257,8 @@ HINTON = [
     ("backprop", {"jitter": 0}, "1.4"),
 ]
 USUAL = {"loss": "threshold", "negatives": "hard", "norm": "rms", "goodness": "sum", "collaborate": 0.0}  # in the paper
-MNIST_NAMES = {"train": "supervised, label in the input", "recurrent": "label on top, eight time steps"}
-MNIST_NAMES |= {"unsupervised": "hybrid negatives, softmax on top", "backprop": "backpropagation"}
+MNIST_NAMES = {"train": "supervised, label in the input", "unsupervised": "hybrid negatives, softmax on top"}
+MNIST_NAMES |= {"recurrent": "label on top, eight time steps", "backprop": "backpropagation"}  # in the tables' order
 
 
 def script(run):
@@ -269,11 +269,10 @@ def script(run):
 def mnist_errors(all_runs):
     """One row per script and settings: test errors of its read-outs beside the paper's."""
     head = ["Experiment", "Network", "Data", "Test error, %", "by one pass, %", "Paper, %", "n", "Training, s"]
-    rows = []
-    for runs in all_runs:
+    rows, order = [], list(MNIST_NAMES)
+    some = [runs for runs in all_runs if script(runs[0]) in MNIST_NAMES]
+    for runs in sorted(some, key=lambda runs: order.index(script(runs[0]))):
         name, config = script(runs[0]), runs[0][0]["config"]
-        if name not in MNIST_NAMES:
-            continue
         test = [run[-1]["final"]["test"] for run in runs]
         softmax = spread([100 * (1 - t["softmax_acc"]) for t in test]) if "softmax_acc" in test[0] else "–"
         usual = runs[0][0]["dataset"]["name"] == "mnist" and USUAL.items() <= (USUAL | config).items()
@@ -287,6 +286,17 @@ def mnist_errors(all_runs):
             [*row, f"{seconds:.0f}", f"`{command(runs)}`", ", ".join(sorted({run[0]["commit"] or "–" for run in runs}))]
         )
     return markdown([*head, "Command", "Commit"], rows) if rows else "No results yet."
+
+
+def mnist_summary(all_runs):
+    """For the main README: one row per experiment of the paper, error by goodness or by the softmax, beside its own."""
+    rows = []
+    for row in [line.strip("| ").split(" | ") for line in mnist_errors(all_runs).splitlines()[2:]]:
+        kind, sizes, some_data, test, softmax, paper, n, seconds = row[:8]
+        if paper != "–":
+            rows.append([kind, sizes, some_data, test, softmax, paper, n, f"{float(seconds) / 60:.0f}"])
+    head = ["ff_mnist", "Network", "Data", "Test error, %", "by one pass, %", "Paper, %", "n", "Minutes"]
+    return markdown(head, rows) if rows else "No results yet."
 
 
 def sequence_table(all_runs):
@@ -317,6 +327,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_cifar_lc-depth": ("ff_cifar_lc_depth", "", lc_depth),
     "ff_cifar_lc-long": ("ff_cifar_lc_long", "", effects),
     "ff_mnist": ("ff_mnist", "", mnist_errors),
+    "ff_mnist-summary": ("ff_mnist", "", mnist_summary),
     "ff_mnist-sequence": ("ff_mnist", "", sequence_table),
     "ff_mnist-normalisation": ("ff_mnist_normalisation", "", effects),
     "ff_mnist-losses": ("ff_mnist_losses", "", effects),

@@ -113,6 +113,13 @@ def normalise(y, g=None, eps=1e-8):
     return scale_rows(y, rms_inverse(g, eps))
 
 
+def scaled(y, norm):
+    """What the next layer sees of y (B, n): "rms" (mean square 1), "length" (sum of squares 1), or y itself, "none"."""
+    if norm == "none":
+        return y
+    return normalise(y) if norm == "rms" else normalise(y) * y.dtype.type(y.shape[1] ** -0.5)
+
+
 def rms_inverse(g, eps=1e-8):
     """1 / sqrt(g + eps) for mean squares g: the factor by which `normalise` scales a row."""
     return 1 / namespace(g).sqrt(g + eps)

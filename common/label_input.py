@@ -17,34 +17,40 @@ from common.sparse import times
 
 
 class LabelInput:
-    """Arguments as Dense; n_classes K of the n_in inputs are the label. params: W (n_in, n_out), b (n_out,)."""
+    """Arguments as Dense; n_classes K of the n_in inputs are the label. params: W (n_in, n_out), b (n_out,).
 
-    def __init__(self, n_in, n_out, n_classes, rng, gain=2**0.5, dtype=np.float32):
-        self.dense = Dense(n_in, n_out, rng, gain=gain, dtype=dtype)
-        self.params, self.state, self.n_classes = self.dense.params, {}, n_classes
+    norm: how a row is scaled first, see goodness.scaled: "rms" (as above), "length" (r: the row's length) or "none".
+    """
+
+    def __init__(self, n_in, n_out, n_classes, rng, gain=2**0.5, dtype=np.float32, norm="rms", relu=True):
+        self.dense = Dense(n_in, n_out, rng, relu=relu, gain=gain, dtype=dtype)
+        self.params, self.state, self.n_classes, self.norm = self.dense.params, {}, n_classes, norm
 
     def image_part(self, p):
         """Pixels p (B, D - K) -> what all labels share: p, p W[K:] (B, n_out), |p|^2 (B,)."""
-        return p, times(p, self.params["W"][self.n_classes :]), (p * p).sum(axis=1)
+        squares = (p * p).sum(axis=1) if self.norm != "none" else None
+        return p, times(p, self.params["W"][self.n_classes :]), squares
 
     def forward(self, part, codes, train=True):
         """part from `image_part` of B images, codes (n*B, K) -> y (n*B, n_out), cache. Row r is image r mod B."""
         p, pw, squares = part
         n = len(codes) // len(p)
-        r_inverse = self.scale(squares, codes)  # (n*B,)
+        r_inverse = self.scale(squares, codes) if self.norm != "none" else None  # (n*B,)
         W, b = self.params["W"], self.params["b"]
         xp = namespace(pw)
         z = xp.concatenate([pw] * n) if n > 1 else pw.copy()
         z += codes @ W[: self.n_classes]
-        z *= r_inverse[:, None]
-        y = activate(z, b)
+        if r_inverse is not None:
+            z *= r_inverse[:, None]
+        y = activate(z, b) if self.dense.relu else z + b
         return y, (p, codes, r_inverse, y)
 
     def scale(self, squares, codes):
         """1 / r of every row."""
         n = len(codes) // len(squares)
-        total = namespace(codes).concatenate([squares] * n) + (codes * codes).sum(axis=1)
-        return 1 / namespace(codes).sqrt(total / len(self.params["W"]) + 1e-8)
+        D, total = len(self.params["W"]), namespace(codes).concatenate([squares] * n) + (codes * codes).sum(axis=1)
+        r_inverse = 1 / namespace(codes).sqrt(total / D + 1e-8)
+        return r_inverse if self.norm == "rms" else r_inverse * codes.dtype.type(D**-0.5)
 
     def backward(self, dy, cache, need_dx=False, pull=None, rows=None):
         """dy (n*B, n_out), or (M, n_out) of some rows -> None, grads. pull and rows as in Dense.
@@ -54,16 +60,18 @@ class LabelInput:
         p, codes, r_inverse, y = cache
         xp, B = namespace(p), len(p)
         rows = xp.arange(len(y)) if rows is None else rows
-        dz = relu_grad(dy, y[rows])  # (M, n_out)
+        dz = relu_grad(dy, y[rows]) if self.dense.relu else dy  # (M, n_out)
         db = dz.sum(axis=0)
-        dz = dz * r_inverse[rows, None]
+        if r_inverse is not None:
+            dz = dz * r_inverse[rows, None]
         of_images = xp.zeros_like(y)
         of_images[rows] = dz
         of_images = of_images.reshape(-1, B, dz.shape[1]).sum(axis=0)  # (B, n_out)
         images = xp.unique(rows % B)
         parts = [(codes[rows], dz), (p[images], of_images[images])]
         if pull is not None:  # as in Dense
-            sums = r_inverse @ codes, r_inverse.reshape(-1, B).sum(axis=0) @ p
+            weights = xp.full(len(y), 1, dtype=y.dtype) if r_inverse is None else r_inverse
+            sums = weights @ codes, weights.reshape(-1, B).sum(axis=0) @ p
             parts = [(stack(x, each), stack(d, pull)) for (x, d), each in zip(parts, sums, strict=True)]
             db += len(y) * pull
         return None, {"W": gradient(*parts), "b": db}

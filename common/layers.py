@@ -1,4 +1,4 @@
-"""Dense, ReLU, RMSNorm, Flatten; every layer is forward(x) -> y, cache and backward(dy, cache) -> dx, grads.
+"""Dense, ReLU, RMSNorm, BatchNorm, Flatten; every layer is forward(x) -> y, cache and backward(dy, cache) -> dx, grads.
 
 No base class and no hidden state between calls. `need_dx=False` is all that Forward-Forward ever asks for: a layer
 that hands no gradient to the layer below cannot be part of backpropagation.
@@ -65,6 +65,12 @@ def relu_grad(dy, y):
     return dy * (y > 0)
 
 
+def dropout(x, rate, rng):
+    """x (...) with a share `rate` of its values set to 0 and the others divided by 1 - rate (inverted dropout)."""
+    kept = rng.random(x.shape, dtype=np.float32) >= rate
+    return x * kept * x.dtype.type(1 / (1 - rate))
+
+
 def stack(x, row):
     """x (B, n) with one more row (n,) below."""
     return namespace(x).concatenate([x, row[None]])
@@ -104,6 +110,44 @@ class RMSNorm:
         y, r_inverse = cache
         along = (y * dy).mean(axis=tuple(range(1, y.ndim)))  # (B,)
         return scale_rows(dy - scale_rows(y, along), r_inverse), {}
+
+
+class BatchNorm:
+    """y = gamma (x - m) / sqrt(v + eps) + beta for every unit, by its mean m and variance v (Ioffe & Szegedy 2015).
+
+    In training m and v are those of x (..., n) over all axes but the last; otherwise, running averages of them.
+    params: gamma (n,), beta (n,); state: mean (n,), var (n,).
+    """
+
+    def __init__(self, n, momentum=0.1, eps=1e-5, dtype=np.float32):
+        self.params = {"gamma": np.ones(n, dtype), "beta": np.zeros(n, dtype)}
+        self.state = {"mean": np.zeros(n, dtype), "var": np.ones(n, dtype)}
+        self.momentum, self.eps = momentum, eps
+
+    def forward(self, x, train=True):
+        axes = tuple(range(x.ndim - 1))
+        mean, var = self.state["mean"], self.state["var"]
+        if train:
+            n = x.size // x.shape[-1]
+            mean_now = x.mean(axis=axes)
+            var_now = ((x - mean_now) ** 2).mean(axis=axes)
+            mean += self.momentum * (mean_now - mean)
+            var += self.momentum * (var_now * (n / max(1, n - 1)) - var)
+            mean, var = mean_now, var_now
+        r_inverse = 1 / namespace(x).sqrt(var + x.dtype.type(self.eps))
+        x_hat = (x - mean) * r_inverse
+        return x_hat * self.params["gamma"] + self.params["beta"], (x_hat, r_inverse)
+
+    def backward(self, dy, cache, need_dx=False):
+        """Of a forward pass in training: the statistics depend on x, too."""
+        x_hat, r_inverse = cache
+        axes = tuple(range(dy.ndim - 1))
+        grads = {"gamma": (dy * x_hat).sum(axis=axes), "beta": dy.sum(axis=axes)}
+        if not need_dx:
+            return None, grads
+        n = dy.size // dy.shape[-1]
+        dx = dy - (grads["beta"] + x_hat * grads["gamma"]) / n
+        return dx * (self.params["gamma"] * r_inverse), grads
 
 
 class Flatten:

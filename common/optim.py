@@ -66,6 +66,16 @@ class Adam:
                 w[...] = (1 - decay) * w - step_size * m / (namespace(v).sqrt(v) * root + self.eps)
 
 
+def clip(grads, most):
+    """A layer's gradients, scaled so that all of them together have norm `most` or less (in place, if arrays)."""
+    grads = {k: np.asarray(g) if isinstance(g, Product) else g for k, g in grads.items()}
+    norm = float(sum((g * g).sum() for g in grads.values())) ** 0.5
+    if norm > most:
+        for g in grads.values():
+            g *= g.dtype.type(most / norm)
+    return grads
+
+
 def cosine(t, total, warmup=0):
     """Learning-rate factor at step t of total: a line from 0 over the `warmup` steps, then half a cosine to 0."""
     if t < warmup:

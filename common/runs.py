@@ -49,9 +49,10 @@ class Run:
         record.save_checkpoint(self.folder, arrays, {"epoch": epoch, "rngs": states})
 
     def finish(self, options, layers, figures):
-        """After the last line: the weights of these layers, if --save asks for them, and the figures of this script."""
+        """After the last line: these layers' weights and state, if --save asks for them, and this script's figures."""
         if options.save:
-            arrays = {f"{i}/{k}": p for i, layer in enumerate(layers) for k, p in layer.params.items()}
+            parts = [(i, layer.params | layer.state) for i, layer in enumerate(layers)]
+            arrays = {f"{i}/{k}": p for i, part in parts for k, p in part.items()}
             record.save_arrays(options.save, arrays, {"dataset": self.ds.name})
         if options.figures:
             cli.draw(figures, self.folder)

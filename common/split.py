@@ -1,5 +1,7 @@
 """Split: which images a run trains on, which are held out to choose settings, and which are for the test at its end."""
 
+from functools import cached_property
+
 import numpy as np
 
 from common import augment, cli
@@ -25,10 +27,25 @@ class Split:
         """{name: (images, labels)} of those that hold any."""
         return {name: getattr(self, name) for name in names if len(getattr(self, name)[1])}
 
-    def batch(self, rows, jitter, rng):
-        """Training images of these rows as pixels (B, D) from 0 to 1, moved by up to `jitter` pixels; labels (B,)."""
+    def batch(self, rows, jitter, rng, flip=False):
+        """Training images of these rows as pixels (B, D) from 0 to 1, moved by up to `jitter` pixels and, with `flip`,
+        half of them mirrored; labels (B,)."""
         x = self.train[0][rows]
+        x = augment.flip(x, rng) if flip else x
         return pixels(augment.shift(x, jitter, rng) if jitter else x), self.train[1][rows]
+
+    @cached_property
+    def mean_sd(self):
+        """Mean and standard deviation of the training images' channels, repeated for every pixel: two (D,) arrays."""
+        images, C = self.train[0], self.train[0].shape[-1]
+        counts = np.zeros((C, 256))  # how often each channel has each value
+        for i in range(0, len(images), 1000):
+            for channel, some in zip(counts, images[i : i + 1000].reshape(-1, C).T, strict=True):
+                channel += np.bincount(some, minlength=256)
+        share, values = counts * (C / images.size), np.arange(256) / 255
+        mean = share @ values
+        sd = np.sqrt(share @ values**2 - mean**2)
+        return tuple(np.tile(part, self.size // len(mean)).astype(np.float32) for part in (mean, sd))
 
 
 def pixels(images):

@@ -11,6 +11,10 @@ image is ever looked at. Everything is run by the scripts' own functions.
     unsupervised    learning rate and number of blurs of unsupervised.py
     local           learning rate of unsupervised.py --local
     recurrent       learning rate and sizes of recurrent.py
+    amsga           what AMSGA's paper leaves open: normalisation, learning rate, threshold, readings of its text
+    amsga-parts     all four parts of amsga.py, each left out, each alone, none
+    hff             scale, margin, prototypes and votes of hff.py; hff-cifar10: the same on --dataset cifar10
+    dtg             learning rates and normalisation of dtg_mlp.py, on --dataset cifar10
 
 Run
     python ff_mnist/explore.py --table normalisation --seeds 0-2
@@ -25,6 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import cli, tables  # before NumPy, see common/__init__.py
 
 # isort: split
+import amsga
+import dtg_mlp
+import hff
 import numpy as np
 import recurrent
 import train
@@ -43,6 +50,23 @@ class Config(tables.Config):
 SHORT = {"sizes": "500,500,500", "n_epochs": 10, "optimiser": "adam", "weight_decay": 0.0, "schedule": "linear"}
 ALL = {"negatives": "all"}
 RATES = (0.002, 0.001, 0.0005)
+LOGGED = (
+    "loss",
+    "silent",
+    "mined",
+    "false_negatives",
+    "temperature",
+    "theta",
+)  # of the last epoch, in a variant's line
+HFF = [
+    ("reference", "reference", {}),
+    *(("scale", f"scale {s:g}", {"scale": s}) for s in (5.0, 20.0, 40.0)),
+    *(("margin", f"margin {m:g}", {"margin": m}) for m in (0.1, 0.3)),
+    *(("prototypes", f"{n} for each class", {"per_class": n}) for n in (2, 5)),
+    *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.0003, 0.003)),
+    *(("dropout", f"dropout {d:g}", {"dropout": d}) for d in (0.2, 0.5)),
+    *(("weight decay", f"weight decay {d:g}", {"weight_decay": d}) for d in (0.01, 0.1)),
+]
 TABLES = {
     "normalisation": (
         SHORT,
@@ -135,6 +159,53 @@ TABLES = {
             ("both", "weight decay 0.003, peer normalisation 0.1", {"weight_decay": 0.003, "peer": 0.1}),
         ],
     ),
+    "amsga": (
+        {"n_epochs": 15},
+        [
+            ("reference", "reference", {}),
+            *(
+                (f"norm {norm}", f"{norm}, learning rate {lr:g}", {"norm": norm, "lr": lr})
+                for norm in ("rms", "length", "none")
+                for lr in (0.0003, 0.001, 0.003, 0.01, 0.03)
+                if (norm, lr) != ("rms", amsga.Config.lr)
+            ),
+            *(("threshold", f"theta {t:g}", {"theta": t}) for t in (0.5, 1.0, 4.0)),
+            ("vote", "all but the first layer", {"vote": "upper"}),
+            *(("mining", f"by the {who} layer", {"mining_layer": who}) for who in ("first", "last")),
+            ("depth", "l/L of the algorithm", {"depth": "algorithm"}),
+            ("scales", "eq. 2 over the batch", {"local_mean": "batch"}),
+            ("negatives", "shuffled labels", {"negatives": "shuffle"}),
+            *(("batch", f"batches of {n}", {"batch_size": n}) for n in (100, 2500)),
+            *(("clipping", f"norm {c:g}", {"clip": c}) for c in (0.03, 1e9)),
+        ],
+    ),
+    "amsga-parts": (
+        {"n_epochs": 30},
+        [
+            ("reference", "reference", {}),
+            *(("left out", f"without {part}", {part: False}) for part in amsga.BASELINE),
+            *(("alone", f"{part} alone", amsga.BASELINE | {part: True}) for part in amsga.BASELINE),
+            *(("none", f"none, learning rate {lr:g}", amsga.BASELINE | {"lr": lr}) for lr in (0.0003, 0.001, 0.003)),
+            *(
+                ("rate", f"all, learning rate {lr:g}", {"lr": lr})
+                for lr in (0.0003, 0.001, 0.003)
+                if lr != amsga.Config.lr
+            ),
+        ],
+    ),
+    "hff": ({"n_epochs": 10}, HFF),
+    "hff-cifar10": (hff.PRESETS["cifar10"] | {"n_epochs": 10, "sizes": "1000,1000,1000"}, HFF),
+    "dtg": (
+        dtg_mlp.PRESETS["cifar10"] | {"n_epochs": 10},
+        [
+            ("reference", "reference", {}),
+            *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.0003, 0.003)),
+            ("norm", "nothing between layers", {"norm": "none"}),
+            *(("weight decay", f"weight decay {d:g}", {"weight_decay": d}) for d in (0.01, 0.1)),
+            ("augmentation", "shifts up to 4, mirror images", {"jitter": 4, "flip": True}),
+            *(("lambda", f"lambda {v:g}", {"lambda_ff": v}) for v in (0.01, 1.0)),
+        ],
+    ),
 }
 
 
@@ -152,8 +223,24 @@ def ask_unsupervised(net, data, some, labels, cfg):
     return {"softmax": {"acc": accuracy(unsupervised.predict(net, some, cfg), labels)}}
 
 
+def ask_amsga(net, data, some, labels, cfg):
+    scores, _ = amsga.evaluate(net, some, labels, cfg, data.n_classes)
+    return {"ff": {"acc": scores["acc"], "layer_acc": scores["layer_acc"]}}
+
+
+def ask_hff(net, data, some, labels, cfg):
+    scores, _ = hff.evaluate(net, some, labels, cfg, data.mean_sd)
+    return {"ff": {"acc": scores["acc"], "layer_acc": scores["layer_acc"]}}
+
+
+def ask_dtg(net, data, some, labels, cfg):
+    return {"softmax": {"acc": dtg_mlp.evaluate(net, some, labels, cfg, data.mean_sd, data.n_classes)["acc"]}}
+
+
 SCRIPTS = {"unsupervised": (unsupervised, ask_unsupervised), "local": (unsupervised, ask_unsupervised)}
-SCRIPTS |= {"recurrent": (recurrent, ask_recurrent)}
+SCRIPTS |= {"recurrent": (recurrent, ask_recurrent), "dtg": (dtg_mlp, ask_dtg)}
+SCRIPTS |= {"amsga": (amsga, ask_amsga), "amsga-parts": (amsga, ask_amsga)}
+SCRIPTS |= {"hff": (hff, ask_hff), "hff-cifar10": (hff, ask_hff)}
 
 
 def run_variant(settings, cfg, ds, seed):
@@ -173,7 +260,7 @@ def run_variant(settings, cfg, ds, seed):
             seconds += log["seconds"]
         on_train = ask(net, data, *(part[:1000] for part in data.train), chosen)
         on_val = ask(net, data, *data.val, chosen)
-    line = {"config": asdict(chosen), "loss": log["loss"], "silent": log["silent"], "seconds": seconds}
+    line = {"config": asdict(chosen), "seconds": seconds} | {k: log[k] for k in LOGGED if k in log}
     for key, scores in on_val.items():
         line[key] = {"train_acc": on_train[key]["acc"], "val_acc": scores.pop("acc")} | scores
     return line

@@ -41,6 +41,7 @@ from common.goodness import (
     margin_loss,
     normalise,
     peers,
+    scaled,
     softmax_cross_entropy,
     threshold_loss,
     unsettled,
@@ -198,13 +199,6 @@ def wrong_of(labels, logits, cfg, rng, n_classes):
 def peer_strength(y, cfg):
     """Of peer normalisation, in the size of the loss's gradient: a mean of n squares has one n times smaller."""
     return cfg.peer * cfg.beta / (1 if cfg.goodness == "sum" else y.shape[1])
-
-
-def scaled(y, norm):
-    """What the next layer sees of y (B, n)."""
-    if norm == "none":
-        return y
-    return normalise(y) if norm == "rms" else normalise(y) * np.float32(y.shape[1] ** -0.5)
 
 
 def goodness_of_labels(net, pixels, cfg, n_classes):

@@ -20,6 +20,9 @@ SMALL = {
     "recurrent": [*IMAGES, "--sizes", "20,15", "--snapshot-every", "1"],
     "backprop": [*IMAGES, "--sizes", "30,20"],
     "sequence": "--strings 8 --validation 2 --sizes 30,20 --n-epochs 2".split(),
+    "amsga": [*IMAGES, "--sizes", "30,20,20", "--snapshot-every", "1"],
+    "hff": [*IMAGES, "--sizes", "30,20"],
+    "dtg_mlp": [*IMAGES, "--sizes", "30,20,20"],
 }
 
 
@@ -56,10 +59,13 @@ def without_times(value):
 
 @pytest.mark.parametrize("script", SMALL)
 def test_same_seed_same_record(cache, tmp_path, script):
-    done, _ = finished(cache, tmp_path, script, "--seeds", "1,2")
+    done, two = finished(cache, tmp_path, script, "--seeds", "1,2")
     assert "mean ± sd over 2 seeds" in done.stdout
-    _, folders = finished(cache, tmp_path, script, "--seed", "1")
-    first, other, again = (without_times(record.read(folder)) for folder in sorted(folders, key=lambda f: f.name[:15]))
+    _, three = finished(cache, tmp_path, script, "--seed", "1")
+    (new,) = set(three) - set(two)
+    first, other, again = (
+        without_times(record.read(folder)) for folder in (*sorted(two, key=lambda f: f.name[15:]), new)
+    )
     assert first == again != other
     assert [line["epoch"] for line in first if "epoch" in line] == [1, 2]
     held_out = "test" if script != "sequence" else "val"
@@ -77,6 +83,19 @@ FLAGS = {
     "recurrent": ["--sizes 20 --steps 3 --first 1 --last 3", "--optimiser adam --damping 0 --validation 0"],
     "backprop": ["--optimiser sgd --jitter 1 --validation 0"],
     "sequence": ["--negatives self", "--negatives none --readout 1 --validation 0"],
+    "amsga": [
+        "--preset baseline --sizes 20,20 --n-epochs 1 --validation 0",
+        "--preset paper --n-epochs 1 --batch-size 0 --sizes 95,20 --depth algorithm --negatives shuffle",
+        "--mining-layer last --local-mean batch",
+        "--no-mining --norm length --vote upper",
+    ],
+    "hff": ["--per-class 2 --margin 0.1 --vote upper --dropout 0.2 --jitter 1 --flip --validation 0"],
+    "dtg_mlp": [
+        "--norm batch-halves --head none --no-dynamic",
+        "--head last --head-norm layer --norm none --validation 0",
+        "--norm batch --head none",
+        "--head-norm none --flip --jitter 1",
+    ],
 }
 
 
@@ -130,6 +149,8 @@ def test_kill_and_resume_ends_with_the_same_bits(cache, tmp_path, script, epochs
         ("unsupervised", "--sizes 200,200,200", {"acc": 0.04}),
         ("recurrent", "--sizes 100,100", {"acc": 0.2}),
         ("backprop", "--sizes 200,200 --lr 0.001", {"acc": 0.3}),
+        ("amsga", "--sizes 200,200,200 --lr 0.003", {"acc": 0.2}),
+        ("dtg_mlp", "--sizes 200,200,200 --head none --lr 0.003", {"acc": 0.2}),
     ],
 )
 def test_it_learns(cache, tmp_path, script, flags, gains):
@@ -143,6 +164,20 @@ def test_it_learns(cache, tmp_path, script, flags, gains):
         scores.append(record.read(folder)[-1]["final"]["test"])
     for key, gain in gains.items():
         assert scores[0][key] > scores[1][key] + gain
+
+
+def test_hff_features_are_learnt(cache, tmp_path):
+    """Well above prototypes on hidden layers that stay as they were drawn; and these are taken over from a file."""
+    more = "--train-subset 6000 --validation 1000 --n-epochs 8 --sizes 50,50".split()
+    drawn = [*more, "--lr", "1e-9", "--n-epochs", "1", "--save", "drawn.npz"]
+    finished(cache, tmp_path, "hff", *drawn)
+    scores = []
+    for i, flags in enumerate(([], ["--features", "../drawn.npz"])):
+        (tmp_path / str(i)).mkdir()
+        _, (folder,) = finished(cache, tmp_path / str(i), "hff", *more, *flags)
+        scores.append(record.read(folder)[-1]["final"])
+    assert scores[0]["test"]["acc"] > scores[1]["test"]["acc"] + 0.1 and scores[1]["test"]["acc"] > 0.2
+    assert scores[1]["parameters"] == 2 * 10 * 50  # prototypes alone
 
 
 @pytest.mark.parametrize("negatives", ["teacher", "self"])
@@ -171,6 +206,11 @@ WRONG = [
     ("sequence", "--strings 9999", "characters"),
     ("sequence", "--validation 8", "--validation"),
     ("train", "--resume nowhere", "nowhere"),
+    ("amsga", "--clip 0", "--clip"),
+    ("hff", "--dropout 1", "--dropout"),
+    ("hff", "--features nowhere.npz", "nowhere.npz"),
+    ("dtg_mlp", "--norm batch", "--head none"),
+    ("dtg_mlp", "--sizes 20", "--sizes"),
 ]
 
 
@@ -196,11 +236,19 @@ def test_figures(cache, tmp_path):
         "recurrent": {"curves.png", "steps.png"},
         "backprop": {"curves.png"},
         "sequence": {"curves.png", "positions.png"},
+        "amsga": {"curves.png", "thresholds.png", "stages.png"},
+        "hff": {"curves.png", "cosines.png", "prototypes.png"},
+        "dtg_mlp": {"curves.png", "temperatures.png"},
     }
     for script, names in expected.items():
         (tmp_path / script).mkdir()
         _, folders = finished(cache, tmp_path / script, script, "--seeds", "1-2")
-        command = [sys.executable, str(ROOT / "viz" / "ff_mnist.py"), *map(str, folders), "--out", "pictures"]
+        viz = (
+            "ff_mnist"
+            if script in ("train", "unsupervised", "recurrent", "backprop", "sequence")
+            else "ff_mnist_descendants"
+        )
+        command = [sys.executable, str(ROOT / "viz" / f"{viz}.py"), *map(str, folders), "--out", "pictures"]
         done = subprocess.run(command, cwd=tmp_path / script, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert {p.name for p in (tmp_path / script / "pictures").iterdir()} == names

@@ -1,0 +1,339 @@
+"""Forward-Forward with the four parts of AMSGA (Beigzad & Verma 2026, arXiv 2605.18804), each with its own switch.
+
+Idea
+    Goodness is measured at three scales, the wrong labels to learn from are chosen by how hard they are, the threshold
+    grows with depth and with time, and the learning rate warms up and then falls. Everything else is plain
+    Forward-Forward with the label in the first ten pixels: each layer learns alone.
+
+Symbols
+    x    (B, 784)   image with a label in its first ten pixels
+    h    (B, D)     a layer's activity ReLU(x W + b); l = 0 ... L-1 its number, s = l/(L-1) its depth, from 0 to 1
+    p    a number   progress e/E: epoch e of E
+    g    (B,)       goodness of --scales, all of it means of squares:                                     (eq. 2-6)
+                    g = (0.4 - 0.15 s) local + 0.35 inter + (0.25 + 0.15 s) global
+                    local_b = mean of h_bj^2 over the layer, inter_b = mean over K groups of the groups' means,
+                    global = mean over layer and batch, the same for all rows: its gradient is shared by them
+    S    rows       wrong labels that --mining lets a step learn from: near theta_0, and some above it    (eq. 7-10)
+    theta(l, p)     theta_0 (1 + 0.15 s) (1 + 0.3 p) with --adapt                                         (eq. 11)
+    eta(e)          learning rate, up for a tenth of the epochs, then a cosine to a tenth, with --anneal  (eq. 12-13)
+    loss a number   mean over right rows of softplus(theta - g), plus mean over S of softplus(g - theta)
+    Prediction: the label with the most goodness, summed over layers, without the global part, which is no row's own.
+
+Deviates from the paper
+    It leaves open how a label is predicted, what is handed on between layers, whose goodness decides what is hard, and
+    more; what it leaves open is a setting here, chosen on held-out images: see ff_mnist/README.md.
+
+Run
+    python ff_mnist/amsga.py --seed 0
+    python ff_mnist/amsga.py --seed 0 --preset paper                           # full batch, as in the paper
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import cli, compilation, record, runs, split  # before NumPy, see common/__init__.py
+
+# isort: split
+import numpy as np
+
+from common.evaluate import accuracy, in_batches
+from common.goodness import SumSquare, scaled, threshold_loss
+from common.label_input import LabelInput
+from common.labels import one_hot, wrong_labels
+from common.layers import Dense
+from common.optim import Adam, clip
+from common.split import Split, pixels
+
+
+@dataclass
+class Config:
+    seed: int = 0  # random seed: weights, order of images, wrong labels, what is mined
+    n_epochs: int = 30  # passes over the training images
+    sizes: str = "600,600,500"  # units of the hidden layers
+    scales: bool = True  # goodness at three scales (off: mean of squares)
+    mining: bool = True  # wrong labels chosen by a curriculum (off: all that were drawn)
+    adapt: bool = True  # threshold that grows with depth and progress (off: theta everywhere)
+    anneal: bool = True  # learning rate with warm-up and cosine (off: constant)
+    theta: float = 2.0  # threshold for goodness, before it grows
+    depth: str = "text"  # l/L in eq. 5 and 11: from 0 to 1 (text), or from 1/L to 1 (algorithm: the loop 1 ... L)
+    local_mean: str = "row"  # eq. 2: a mean over each row, or over the batch as well
+    mining_layer: str = "mean"  # whose goodness says which wrong labels are hard: mean (of all layers), first or last
+    negatives: str = "uniform"  # wrong labels: uniform, or shuffle (the batch's labels: a tenth of them are right)
+    norm: str = "rms"  # what a layer sees: rms (mean square 1), length (sum of squares 1) or none
+    vote: str = "all"  # layers that vote: all, or upper (all but the first)
+    lr: float = 0.001  # learning rate (Adam)
+    clip: float = 0.3  # largest norm of a layer's gradient
+    batch_size: int = 500  # images per step (0: all of them, the paper's full batch)
+    train_subset: int = 0  # training images, drawn by the seed (0: all that are not held out)
+    validation: int = 10000  # training images held out (0: train on all of them)
+    eval_subset: int = 1000  # images behind each point of the curves
+    snapshot_every: int = 5  # epochs between the snapshots that figures are drawn from (0: none)
+
+
+BASELINE = {"scales": False, "mining": False, "adapt": False, "anneal": False}
+FULL = {"batch_size": 0, "norm": "none", "snapshot_every": 100}
+PRESETS = {  # the paper's, full batch; what it leaves open as we chose it
+    "paper": FULL | {"n_epochs": 1500, "lr": 0.04},
+    "paper-fashion": FULL | {"n_epochs": 2500, "lr": 0.05, "theta": 2.5, "sizes": "700,700,600"},
+    "baseline": FULL | BASELINE | {"n_epochs": 1000, "lr": 0.04, "sizes": "500,500"},
+    "baseline-fashion": FULL | BASELINE | {"n_epochs": 1500, "lr": 0.05, "theta": 2.5, "sizes": "500,500"},
+}
+CHOICES = {
+    "depth": ("text", "algorithm"),
+    "local_mean": ("row", "batch"),
+    "mining_layer": ("mean", "first", "last"),
+    "negatives": ("uniform", "shuffle"),
+    "norm": ("rms", "length", "none"),
+    "vote": ("all", "upper"),
+}
+
+
+class MultiScale:
+    """Goodness at three scales, eq. 2-6, of a layer with D units at depth s.
+
+    Every row's own part is a weighted sum of its squares, sum_j a_j h_bj^2; the batch's part, its mean square, is one
+    number for all rows:
+
+        g_b = sum_j a_j h_bj^2 + c (1 / (B D)) sum_ij h_ij^2
+        dL/dh_bj = 2 h_bj (a_j dL/dg_b + c (1 / (B D)) sum_i dL/dg_i)
+
+    With groups of equal size a_j is the same for all units, (w_local + w_inter) / D: the two scales are one.
+    """
+
+    def __init__(self, D, s, local_mean="row", on=True):
+        K = max(1, min(8, D // 10))  # eq. 3; where D is too small for groups, inter is local
+        groups = [len(part) for part in np.array_split(np.arange(D), K)]
+        inter = np.concatenate([np.full(n, 1 / (K * n)) for n in groups])
+        w_local, w_inter, w_global = (0.4 - 0.15 * s, 0.35, 0.25 + 0.15 * s) if on else (1.0, 0.0, 0.0)  # eq. 5
+        if local_mean == "batch" and on:  # eq. 2 as its text has it
+            w_local, w_global = 0.0, w_global + w_local
+        self.row_weights, self.batch_weight = w_local / D + w_inter * inter, w_global  # eq. 6
+        self.equal = len(set(groups)) == 1 or not on  # all units weigh the same
+
+    def per_row(self, h):
+        """h (B, D) -> each row's own part (B,)."""
+        if self.equal:
+            return SumSquare().forward(h)[0] * h.dtype.type(self.row_weights[0])
+        return SumSquare().forward(h * np.sqrt(self.row_weights).astype(h.dtype))[0]
+
+    def forward(self, h):
+        """h (B, D) -> g (B,), cache."""
+        of_batch = SumSquare().forward(h)[0].mean() / h.shape[1]  # eq. 4: all neurons, all samples
+        return self.per_row(h) + h.dtype.type(self.batch_weight * of_batch), h
+
+    def backward(self, dg, h):
+        """dL/dg (B,) -> dL/dh (B, D)."""
+        weights = self.row_weights.astype(h.dtype)
+        shared = h.dtype.type(self.batch_weight * dg.mean() / h.shape[1])
+        if self.equal:
+            return SumSquare().backward(dg * weights[0] + shared, h)
+        return 2 * h * (np.outer(dg, weights) + shared)
+
+
+def depth(i, n_layers, cfg):
+    """s of layer i: what eq. 5 and 11 call l/L."""
+    return (i + 1) / n_layers if cfg.depth == "algorithm" else i / max(1, n_layers - 1)
+
+
+def threshold(i, n_layers, p, cfg):
+    """theta of layer i at progress p, eq. 11."""
+    return cfg.theta * ((1 + 0.15 * depth(i, n_layers, cfg)) * (1 + 0.3 * p) if cfg.adapt else 1)
+
+
+def learning_rate(epoch, cfg):
+    """eta at epoch e = 1 ... E, eq. 12 and 13."""
+    E, least = cfg.n_epochs, 0.1 * cfg.lr
+    if not cfg.anneal:
+        return cfg.lr
+    if epoch <= 0.1 * E:
+        return cfg.lr * epoch / (0.1 * E)
+    return least + 0.5 * (cfg.lr - least) * (1 + np.cos(np.pi * (epoch - 0.1 * E) / (0.9 * E)))
+
+
+def band(p):
+    """r(p): how far from theta_0 the goodness of a wrong label may be, to be learnt from at progress p."""
+    if p < 0.3:
+        return 0.3 + 0.2 * p / 0.3  # eq. 7
+    if p < 0.7:
+        return 0.5 + 0.5 * (p - 0.3) / 0.4  # eq. 8
+    return 1.0 + 0.5 * (p - 0.7) / 0.3  # section III.B.1 c
+
+
+def mined(g, theta, p, rng):
+    """Rows of wrong labels to learn from: their goodness g (N,), theta_0, progress p -> sorted numbers (M,)."""
+    U, taken = rng.random(len(g)), abs(g - theta) <= band(p)  # eq. 7
+    if 0.3 <= p < 0.7:
+        taken |= (g > theta + 0.5) & (U < 0.4)  # eq. 9
+    elif p >= 0.7:
+        taken |= (g > theta) & (U < 0.5)  # eq. 10
+    missing = int(np.ceil(0.6 * len(g))) - taken.sum()  # section III.B.1 d: the hardest of the rest
+    if missing > 0:
+        rest = np.flatnonzero(~taken)
+        taken[rest[np.argsort(-g[rest], kind="stable")[:missing]]] = True
+    return np.flatnonzero(taken)
+
+
+class Net:
+    """Hidden layers, their goodness, and an optimiser for each."""
+
+    def __init__(self, cfg, n_inputs, n_classes, rng):
+        sizes = runs.numbers(cfg.sizes)
+        self.layers = [LabelInput(n_inputs, sizes[0], n_classes, rng, norm=cfg.norm)]  # Kaiming, as Dense
+        self.layers += [Dense(n, m, rng) for n, m in zip(sizes, sizes[1:], strict=False)]
+        L = len(sizes)
+        self.goodness = [MultiScale(n, depth(i, L, cfg), cfg.local_mean, cfg.scales) for i, n in enumerate(sizes)]
+        self.opts = [Adam(layer.params, cfg.lr) for layer in self.layers]
+
+
+def ff_step(net, pixels, labels, cfg, rng, n_classes, p):
+    """One step of all layers: pixels (B, 774), labels (B,), progress p -> what `train_epoch` logs, per layer (5)."""
+    B, L = len(labels), len(net.layers)
+    wrong = rng.permutation(labels) if cfg.negatives == "shuffle" else wrong_labels(labels, n_classes, rng)
+    seen = forward(net, pixels, np.concatenate([labels, wrong]), cfg, n_classes)
+    taken = mined(judged(net, seen, cfg), cfg.theta, p, rng) if cfg.mining else np.arange(B)
+    log, rows = [], np.concatenate([np.arange(B), B + taken]) if len(taken) < B else None
+    for i, (layer, of, opt) in enumerate(zip(net.layers, net.goodness, net.opts, strict=True)):
+        y, cache = seen[i]
+        loss, dy, g_pos, g_neg = objective(of, y[:B], y[B + taken], threshold(i, L, p, cfg))
+        _, grads = layer.backward(dy, cache, rows=rows)  # nothing leaves this layer
+        opt.step(clip(grads, cfg.clip))
+        log.append((loss, g_pos, g_neg, len(taken) / B, (wrong == labels)[taken].mean()))
+    return np.array(log)  # (n_layers, 5)
+
+
+def forward(net, pixels, labels, cfg, n_classes):
+    """All rows through all layers: pixels (B, 774), labels (nB,), row r shows image r mod B -> [(y (nB, D), cache)]."""
+    part, codes = net.layers[0].image_part(pixels), one_hot(labels, n_classes)
+    h, seen = None, []
+    for i, layer in enumerate(net.layers):
+        y, cache = layer.forward(h) if i else layer.forward(part, codes)
+        seen.append((y, cache))
+        h = scaled(y, cfg.norm)
+    return seen
+
+
+def judged(net, seen, cfg):
+    """The goodness by which wrong labels are chosen: that of the second half of the rows -> (B,)."""
+    g = [of.forward(y[len(y) // 2 :])[0] for of, (y, _) in zip(net.goodness, seen, strict=True)]
+    return {"mean": np.mean(g, axis=0), "first": g[0], "last": g[-1]}[cfg.mining_layer]
+
+
+def objective(goodness, right, wrong, theta):
+    """One layer's loss from its activities, right (B, D), wrong (M, D) -> loss, dL/dy (B + M, D), mean g+, mean g-."""
+    (g_pos, cache_pos), (g_neg, cache_neg) = goodness.forward(right), goodness.forward(wrong)
+    one = np.ones(max(len(g_pos), len(g_neg)), g_pos.dtype)
+    loss_pos, d_pos = threshold_loss(g_pos, one[: len(g_pos)], theta)
+    loss_neg, d_neg = threshold_loss(g_neg, -one[: len(g_neg)], theta)
+    dy = np.concatenate([goodness.backward(d_pos, cache_pos), goodness.backward(d_neg, cache_neg)])
+    return loss_pos + loss_neg, dy, g_pos.mean(), g_neg.mean()
+
+
+def goodness_of_labels(net, pixels, cfg, n_classes):
+    """Each row's own goodness under every candidate label: pixels (N, 774) -> (n_layers, N, 10)."""
+    found = []
+    for rows in in_batches(len(pixels), 500):
+        B = len(pixels[rows])
+        every = np.repeat(np.arange(n_classes), B)  # (10 B,)
+        seen = forward(net, pixels[rows], every, cfg, n_classes)
+        g = [of.per_row(y).reshape(n_classes, B).T for of, (y, _) in zip(net.goodness, seen, strict=True)]
+        found.append(np.stack(g))
+    return np.concatenate(found, axis=1)
+
+
+def vote(g, cfg):
+    """Goodness (n_layers, N, 10) -> predicted labels (N,)."""
+    return (g[1:] if cfg.vote == "upper" and len(g) > 1 else g).sum(axis=0).argmax(axis=1)
+
+
+def check(cfg, ds):
+    """Say in one line what cannot work, before anything is computed."""
+    split.check(ds, cfg)
+    runs.check_numbers("--sizes", cfg.sizes)
+    runs.at_least(cfg, 1, "n_epochs", "eval_subset")
+    runs.at_least(cfg, 0, "batch_size", "snapshot_every")
+    runs.positive(cfg, "theta", "lr", "clip")
+    if np.prod(ds.x_train.shape[1:]) <= len(ds.class_names):
+        raise cli.UsageError(f"{ds.name}'s images are too small for a label of {len(ds.class_names)} pixels")
+
+
+def train_epoch(net, data, rng, cfg, epoch):
+    """One pass over the training images -> means over the epoch."""
+    n, p = len(data.train[0]), epoch / cfg.n_epochs
+    order = rng.permutation(n)
+    start, log = time.perf_counter(), []
+    for opt in net.opts:
+        opt.lr = learning_rate(epoch, cfg)
+    for rows in cli.progress(in_batches(n, cfg.batch_size or n), f"{epoch}/{cfg.n_epochs}"):
+        x, labels = data.batch(order[rows], 0, rng)
+        log.append(ff_step(net, x[:, data.n_classes :], labels, cfg, rng, data.n_classes, p))
+    keys = ("loss", "g_pos", "g_neg", "mined", "false_negatives")
+    line = dict(zip(keys, np.mean(log, axis=0).T, strict=True))
+    thetas = [threshold(i, len(net.layers), p, cfg) for i in range(len(net.layers))]
+    return line | {"theta": thetas, "lr": learning_rate(epoch, cfg), "seconds": time.perf_counter() - start}
+
+
+def evaluate(net, images, labels, cfg, n_classes):
+    """Accuracy, and that of each layer alone, on uint8 images -> dict, goodness (n_layers, N, 10)."""
+    g = goodness_of_labels(net, pixels(images)[:, n_classes:], cfg, n_classes)
+    layer_acc = [accuracy(layer.argmax(axis=1), labels) for layer in g]
+    return {"acc": accuracy(vote(g, cfg), labels), "layer_acc": layer_acc}, g
+
+
+def snapshot(folder, epoch, net, data, g, labels, cfg):
+    """What the figures need: goodness of every label, right labels; and on training images what would be mined now."""
+    rng = np.random.default_rng([cfg.seed, 5])
+    images, right = (part[:1000] for part in data.train)
+    x, both = pixels(images)[:, data.n_classes :], np.concatenate([right, wrong_labels(right, data.n_classes, rng)])
+    of_wrong = judged(net, forward(net, x, both, cfg, data.n_classes), cfg)
+    taken = mined(of_wrong, cfg.theta, epoch / cfg.n_epochs, rng)
+    (folder / "snapshots").mkdir(exist_ok=True)
+    arrays = {"goodness": g, "labels": labels, "wrong_goodness": of_wrong, "mined": taken}
+    arrays["band"] = np.array(band(epoch / cfg.n_epochs))
+    record.save_arrays(folder / "snapshots" / f"epoch-{epoch:04d}.npz", arrays, {"epoch": epoch})
+
+
+def run(cfg, options, threads):
+    """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
+    compilation.announce("dense")
+    auto = "fashion-mnist" if "fashion" in (options.preset or "") else "mnist"
+    this = runs.open_run(cfg, options, threads, "ff_mnist_amsga", runs.images(auto), check, Split)
+    cfg, data = this.cfg, this.split
+    net = Net(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
+    saved = {"layers": (net.layers, net.opts)}
+    rng = np.random.default_rng([cfg.seed, 3])
+    this.restore(saved, {"rng": rng})
+    clock = runs.Clock(this.done, cfg.n_epochs)
+    for epoch in range(this.done + 1, cfg.n_epochs + 1):
+        log = train_epoch(net, data, rng, cfg, epoch)
+        for key, (images, labels) in data.parts("train", "val").items():
+            images, labels = images[: cfg.eval_subset], labels[: cfg.eval_subset]
+            log[key], g = evaluate(net, images, labels, cfg, data.n_classes)
+        if cfg.snapshot_every and epoch % cfg.snapshot_every == 0:
+            snapshot(this.folder, epoch, net, data, g, labels, cfg)
+        record.append(this.folder, {"epoch": epoch} | log)
+        this.checkpoint(epoch, saved, {"rng": rng})
+        print(f"{runs.epoch_line(epoch, cfg, log)}  | {clock(log['seconds'], epoch)}", flush=True)
+
+    parts = data.parts("test", "val", "train")  # the paper prints training accuracy too
+    final = {key: evaluate(net, *part, cfg, data.n_classes)[0] for key, part in parts.items()}
+    record.append(this.folder, {"final": final | runs.cost(clock, net.layers)})
+    print(f"accuracy: {100 * final['train']['acc']:.2f} % training, {100 * final['test']['acc']:.2f} % test")
+    this.finish(options, net.layers, "viz/ff_mnist_descendants.py")
+    return final
+
+
+def main():
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS)
+    threads = runs.threads(options)
+    finals = []
+    for seed in options.seeds:
+        cfg.seed = seed
+        finals.append(run(cfg, options, threads))
+    runs.report("test accuracy", [100 * final["test"]["acc"] for final in finals])
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -10,7 +10,7 @@ image is ever looked at. Everything is run by the scripts' own functions.
     jitter          the numbers of train.py --jitter 2
     unsupervised    learning rate and number of blurs of unsupervised.py
     local           learning rate of unsupervised.py --local
-    recurrent       learning rate and sizes of recurrent.py
+    recurrent       learning rate and sizes of recurrent.py --blind; recurrent-wide: wider, longer, and not blind
     amsga           what AMSGA's paper leaves open: normalisation, learning rate, threshold, readings of its text
     amsga-parts     all four parts of amsga.py, each left out, each alone, none
     hff             scale, margin, prototypes and votes of hff.py; hff-cifar10: the same on --dataset cifar10
@@ -149,7 +149,7 @@ TABLES = {
         [("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.004, *RATES)],
     ),
     "recurrent": (
-        {"n_epochs": 5, "lr": 0.002, "weight_decay": 0.001},
+        {"n_epochs": 5, "sizes": "1000,1000", "lr": 0.002, "weight_decay": 0.001, "blind": True},
         [
             *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.003, *RATES[:2])),
             ("label", "the label one-hot as it is", {"label": 0.1}),
@@ -157,6 +157,16 @@ TABLES = {
             ("peers", "peer normalisation 0.1", {"peer": 0.1}),
             *(("sizes", f"units {n}", {"sizes": n}) for n in ("500,500", "1000,1000,1000")),
             ("both", "weight decay 0.003, peer normalisation 0.1", {"weight_decay": 0.003, "peer": 0.1}),
+        ],
+    ),
+    "recurrent-wide": (
+        {"n_epochs": 12},
+        [
+            ("sizes", "units 1000,1000", {"sizes": "1000,1000", "lr": 0.002}),
+            ("sizes", "units 1000,1000, before the label too", {"sizes": "1000,1000", "lr": 0.002, "blind": True}),
+            ("sizes", "units 2000,2000", {"sizes": "2000,2000", "lr": 0.001}),
+            ("sizes", "units 2000,2000, learning rate 0.0005", {"sizes": "2000,2000", "lr": 0.0005}),
+            ("sizes", "units 2000,2000, label 0.3", {"sizes": "2000,2000", "lr": 0.001, "label": 0.3}),
         ],
     ),
     "amsga": (
@@ -238,7 +248,11 @@ def ask_dtg(net, data, some, labels, cfg):
 
 
 SCRIPTS = {"unsupervised": (unsupervised, ask_unsupervised), "local": (unsupervised, ask_unsupervised)}
-SCRIPTS |= {"recurrent": (recurrent, ask_recurrent), "dtg": (dtg_mlp, ask_dtg)}
+SCRIPTS |= {
+    "recurrent": (recurrent, ask_recurrent),
+    "recurrent-wide": (recurrent, ask_recurrent),
+    "dtg": (dtg_mlp, ask_dtg),
+}
 SCRIPTS |= {"amsga": (amsga, ask_amsga), "amsga-parts": (amsga, ask_amsga)}
 SCRIPTS |= {"hff": (hff, ask_hff), "hff-cifar10": (hff, ask_hff)}
 

@@ -13,6 +13,8 @@ Symbols
     z_l(t) = h_{l-1}(t-1) W_l + h_{l+1}(t-1) V_l + b_l                    all layers at once
     y_l(t) = 0.3 y_l(t-1) + 0.7 ReLU(z_l(t))
     g_l(t)   (2B,)        goodness, the sum of y_l(t)^2; loss softplus(-t (g - theta)), mean over steps; theta = n
+    The label comes down a layer a step. Before it has reached a layer, right and wrong rows are the same there, and the
+    loss can only pull both to theta: those steps do not count.
     Start: y(0) from one bottom-up pass without a label. Wrong labels are drawn from a softmax over that pass's h.
     Prediction: eight steps under each label; the label with the most goodness in steps 3 to 5.
 
@@ -53,6 +55,7 @@ class Config:
     first: int = 3  # the first step whose goodness counts in prediction
     last: int = 5  # the last one
     damping: float = 0.3  # share of the old state in the new one
+    blind: bool = False  # a layer learns also before the label, coming down a layer a step, has reached it
     label: float = 1.0  # mean square of the label on top: 1 like every other layer (0.1: one-hot as it is)
     theta: float = 1.0  # threshold for goodness, times the number of units
     peer: float = 0.03  # strength of peer normalisation (0: off)
@@ -145,26 +148,30 @@ def code(labels, cfg, n_classes):
 def ff_grads(layers, x, labels, y, cfg):
     """Gradients of all layers over all time steps: x (B, D), labels (2B, K), states at step 0 -> grads, log (L, 3).
 
-    Every time step of every layer has a loss of its own; what is lowered is their mean over the steps.
+    Every time step that the label has reached has a loss of its own, layer by layer; what is lowered is their mean.
     """
     B = len(x)
-    t = np.repeat(np.float32([1, -1]), B)
+    t, L = np.repeat(np.float32([1, -1]), B), len(layers)
     seen = [{"below": [], "above": [], "dz": [], "b": []} for _ in layers]
     log = np.zeros((len(layers), 3))
-    part = np.float32((1 - cfg.damping) / cfg.steps)  # of dL/dy: the old state is given, nothing goes back in time
-    for below, above, new, now in unroll(layers, x, labels, y, cfg):
+    blind = [0 if cfg.blind else L - 1 - i for i in range(L)]  # steps before the label has come down to a layer
+    for step, (below, above, new, now) in enumerate(unroll(layers, x, labels, y, cfg)):
         below[0] = np.concatenate([x, x])
         for i, layer in enumerate(layers):
+            n = cfg.steps - blind[i]
+            if step < blind[i]:
+                continue
+            part = np.float32((1 - cfg.damping) / n)  # of dL/dy: the old state is given, nothing goes back in time
             g, squares = SumSquare().forward(now[i])
             loss, dg = threshold_loss(g, t, cfg.theta * now[i].shape[1])
             rows = unsettled(dg)  # after a few epochs, few rows have anything left to learn
             dz = relu_grad(SumSquare().backward(part * dg[rows], squares[rows]), new[i][rows])
-            pull = peers(layer.state["mean"], now[i][:B], cfg.peer, 2 * B * cfg.steps)  # the same for all 2B rows:
+            pull = peers(layer.state["mean"], now[i][:B], cfg.peer, 2 * B * n)  # the same for all 2B rows:
             seen[i]["b"].append(dz.sum(axis=0) + 2 * B * pull)
             seen[i]["dz"].append(stack(dz, pull))
             for key, each in (("below", below[i]), ("above", above[i])):  # one row, their sum, stands for them
                 seen[i][key].append(stack(each[rows], each.sum(axis=0)))
-            log[i] += np.array([loss, g[:B].mean(), g[B:].mean()]) / cfg.steps
+            log[i] += np.array([loss, g[:B].mean(), g[B:].mean()]) / n
     grads = []
     for one in seen:
         below, above, dz = (np.concatenate(one[key]) for key in ("below", "above", "dz"))  # (rows, ...)
@@ -200,6 +207,8 @@ def check(cfg, ds):
     runs.positive(cfg, "theta", "lr", "head_lr", "label")
     if not 1 <= cfg.first <= cfg.last <= cfg.steps:
         raise cli.UsageError(f"--first {cfg.first} --last {cfg.last}: the steps go from 1 to {cfg.steps}")
+    if len(runs.numbers(cfg.sizes)) > cfg.steps:
+        raise cli.UsageError(f"--sizes {cfg.sizes}: in {cfg.steps} steps the label does not reach the lowest layer")
     if not 0 <= cfg.damping < 1:
         raise cli.UsageError(f"--damping {cfg.damping}: from 0 to less than 1")
 

@@ -80,7 +80,7 @@ FLAGS = {
         "--sizes 30 --norm length --peer 0 --schedule cosine --validation 0",
     ],
     "unsupervised": ["--local", "--readout 1 --blurs 2 --validation 0 --snapshot-every 0"],
-    "recurrent": ["--sizes 20 --steps 3 --first 1 --last 3", "--optimiser adam --damping 0 --validation 0"],
+    "recurrent": ["--sizes 20 --steps 3 --first 1 --last 3", "--optimiser adam --damping 0 --blind --validation 0"],
     "backprop": ["--optimiser sgd --jitter 1 --validation 0"],
     "sequence": ["--negatives self", "--negatives none --readout 1 --validation 0"],
     "amsga": [
@@ -201,6 +201,7 @@ WRONG = [
     ("unsupervised", "--blurs -1", "--blurs"),
     ("recurrent", "--first 9", "--first"),
     ("recurrent", "--damping 1", "--damping"),
+    ("recurrent", "--sizes 9,9,9 --steps 2 --first 1 --last 2", "--sizes"),
     ("backprop", "--sizes 0", "whole numbers"),
     ("sequence", "--text nowhere.txt", "nowhere.txt"),
     ("sequence", "--strings 9999", "characters"),

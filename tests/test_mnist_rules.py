@@ -244,14 +244,15 @@ def test_recurrent_gradient_is_that_of_every_step_alone():
     for i, layer in enumerate(layers):
 
         def objective(i=i, layer=layer):
-            total, old = 0.0, start[i]
-            for below, above, _, now in trace:
+            total, old, n = 0.0, start[i], len(trace) - (len(layers) - 1 - i)
+            for step, (below, above, _, now) in enumerate(trace):
                 h = np.concatenate([x, x]) if i == 0 else below[i]
                 z = h @ layer.params["W"] + above[i] @ layer.params["V"] + layer.params["b"]
                 y = 0.3 * old + 0.7 * np.maximum(z, 0)
-                total += np.log1p(np.exp(-t * ((y**2).sum(axis=1) - y.shape[1]))).mean()
+                if step >= len(trace) - n:  # the label has reached this layer
+                    total += np.log1p(np.exp(-t * ((y**2).sum(axis=1) - y.shape[1]))).mean()
                 old = now[i]
-            return total / RECURRENT.steps
+            return total / n
 
         # float32 constants in the recursion: 0.3 and 0.7 differ from it in the eighth digit
         gradcheck.check(objective, layer.params, grads[i], tolerance=1e-5)
@@ -262,17 +263,32 @@ def test_no_gradient_goes_back_in_time():
 
     Backpropagation through time would add what a step does to the losses of the later ones.
     """
-    layers, x = two_way(), rng.standard_normal((5, 12))
+    layers, x, cfg = two_way(), rng.standard_normal((5, 12)), replace(RECURRENT, blind=True)
     both = np.eye(K)[np.concatenate([LABELS, (LABELS + 1) % K])]
     state = [np.concatenate([y, y]) for y in recurrent.bottom_up(layers, x)]
-    whole, _ = recurrent.ff_grads(layers, x, both, state, RECURRENT)
+    whole, _ = recurrent.ff_grads(layers, x, both, state, cfg)
     alone = []
-    for _ in range(RECURRENT.steps):
-        alone.append(recurrent.ff_grads(layers, x, both, state, replace(RECURRENT, steps=1))[0])
-        _, _, _, state = next(recurrent.unroll(layers, x, both, state, RECURRENT))
+    for _ in range(cfg.steps):
+        alone.append(recurrent.ff_grads(layers, x, both, state, replace(cfg, steps=1))[0])
+        _, _, _, state = next(recurrent.unroll(layers, x, both, state, cfg))
     for i, grads in enumerate(whole):
         for k in grads:
             assert np.allclose(grads[k], np.mean([step[i][k] for step in alone], axis=0), rtol=1e-10, atol=1e-14)
+
+
+def test_a_layer_that_the_label_has_not_reached_has_nothing_to_learn():
+    """Step 1, lower layer: right and wrong rows are the same, so their loss can only pull goodness to theta."""
+    layers, x = two_way(), rng.standard_normal((5, 12))
+    both = np.eye(K)[np.concatenate([LABELS, (LABELS + 1) % K])]
+    start = [np.concatenate([y, y]) for y in recurrent.bottom_up(layers, x)]
+    _, _, _, now = next(recurrent.unroll(layers, x, both, start, RECURRENT))
+    assert np.array_equal(now[0][:5], now[0][5:]) and not np.allclose(now[1][:5], now[1][5:])
+    one = replace(RECURRENT, steps=2)
+    (lower, upper), log = recurrent.ff_grads(layers, x, both, start, one)
+    (lower_blind, upper_blind), log_blind = recurrent.ff_grads(layers, x, both, start, replace(one, blind=True))
+    assert all(np.array_equal(upper[k], upper_blind[k]) for k in upper) and np.array_equal(log[1], log_blind[1])
+    assert not np.allclose(lower["W"], lower_blind["W"]) and log[0, 0] != log_blind[0, 0]
+    assert log[0, 1] != log[0, 2]
 
 
 def test_what_is_above_reaches_what_is_below():

@@ -338,6 +338,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_mnist-local": ("ff_mnist_local", "", variants),
     "ff_mnist-text": ("ff_mnist_text", "", variants),
     "ff_mnist-recurrent": ("ff_mnist_recurrent", "", variants),
+    "ff_mnist-recurrent-wide": ("ff_mnist_recurrent-wide", "", variants),
 }
 
 

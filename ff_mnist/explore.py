@@ -8,7 +8,7 @@ image is ever looked at. Everything is run by the scripts' own functions.
     rates           learning rates of train.py at both sizes
     recipe          a whole run of Hinton's program, and one number of it changed
     jitter          the numbers of train.py --jitter 2
-    unsupervised    learning rate and number of blurs of unsupervised.py
+    unsupervised    learning rate and number of blurs of unsupervised.py; unsupervised-long: the best of both, longer
     local           learning rate of unsupervised.py --local
     recurrent       learning rate and sizes of recurrent.py --blind; recurrent-wide: wider, longer, and not blind
     amsga           what AMSGA's paper leaves open: normalisation, learning rate, threshold, readings of its text
@@ -144,6 +144,13 @@ TABLES = {
             *(("blurs", f"{n} blurs", {"blurs": n}) for n in (2, 4, 9, 14)),
         ],
     ),
+    "unsupervised-long": (
+        {"n_epochs": 20},
+        [
+            ("both", f"learning rate {lr:g}, {n} blurs", {"lr": lr, "blurs": n})
+            for lr, n in ((0.0005, 6), (0.0005, 2), (0.0005, 1), (0.001, 2), (0.00025, 2))
+        ],
+    ),
     "local": (
         {"n_epochs": 10, "local": True},
         [("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.004, *RATES)],
@@ -248,6 +255,7 @@ def ask_dtg(net, data, some, labels, cfg):
 
 
 SCRIPTS = {"unsupervised": (unsupervised, ask_unsupervised), "local": (unsupervised, ask_unsupervised)}
+SCRIPTS |= {"unsupervised-long": (unsupervised, ask_unsupervised)}
 SCRIPTS |= {
     "recurrent": (recurrent, ask_recurrent),
     "recurrent-wide": (recurrent, ask_recurrent),

@@ -335,6 +335,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_mnist-recipe": ("ff_mnist_recipe", "", effects),
     "ff_mnist-jitter": ("ff_mnist_jitter", "", effects),
     "ff_mnist-unsupervised": ("ff_mnist_unsupervised", "", variants),
+    "ff_mnist-unsupervised-long": ("ff_mnist_unsupervised-long", "", variants),
     "ff_mnist-local": ("ff_mnist_local", "", variants),
     "ff_mnist-text": ("ff_mnist_text", "", variants),
     "ff_mnist-recurrent": ("ff_mnist_recurrent", "", variants),

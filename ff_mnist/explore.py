@@ -137,7 +137,7 @@ TABLES = {
         ],
     ),
     "unsupervised": (
-        {"n_epochs": 6, "lr": 0.001},
+        {"n_epochs": 6, "lr": 0.001, "blurs": 6},
         [
             *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in RATES),
             ("weight decay", "weight decay 0.003", {"weight_decay": 0.003}),
@@ -152,7 +152,7 @@ TABLES = {
         ],
     ),
     "local": (
-        {"n_epochs": 10, "local": True},
+        {"n_epochs": 10, "local": True, "blurs": 6},
         [("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.004, *RATES)],
     ),
     "recurrent": (

@@ -47,11 +47,11 @@ class Config:
     n_epochs: int = 100  # passes over the training images
     sizes: str = "2000,2000,2000,2000"  # units of the hidden layers
     local: bool = False  # local receptive fields instead: 4x4x128, 3x3x220, 2x2x512 units
-    blurs: int = 6  # times that a mask is blurred
+    blurs: int = -1  # times that a mask is blurred (-1: what suits best, see SUITED)
     readout: int = 3  # layers below the softmax, from the top
     theta: float = 1.0  # threshold for goodness, times the number of units
     peer: float = 0.03  # strength of peer normalisation (0: off)
-    lr: float = 0.0  # learning rate of the hidden layers (momentum 0.9; 0: what suits best, see RATES)
+    lr: float = 0.0  # learning rate of the hidden layers (momentum 0.9; 0: what suits best, see SUITED)
     weight_decay: float = 0.001  # theirs
     head_lr: float = 0.01  # learning rate of the softmax
     head_decay: float = 0.003  # its weight decay
@@ -64,7 +64,7 @@ class Config:
 
 
 CHOICES = {"schedule": tuple(SCHEDULES)}
-RATES = {False: 0.001, True: 0.002}  # with --local or not: python ff_mnist/explore.py --table local
+SUITED = {False: (0.0005, 1), True: (0.002, 6)}  # lr and blurs, with --local or not: see the tables of explore.py
 FIELDS = ((128, 10, 6), (220, 2, 1), (512, 2, 1))  # channels, side of the receptive field, stride
 
 
@@ -219,7 +219,8 @@ def run(cfg, options, threads):
 def main():
     cfg, options = cli.parse(Config, __doc__, choices=CHOICES)
     threads = runs.threads(options)
-    cfg.lr = cfg.lr or RATES[cfg.local]  # a record must say what was used
+    lr, blurs = SUITED[cfg.local]
+    cfg.lr, cfg.blurs = cfg.lr or lr, blurs if cfg.blurs == -1 else cfg.blurs  # a record must say what was used
     finals = []
     for seed in options.seeds:
         cfg.seed = seed

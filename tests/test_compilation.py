@@ -30,7 +30,7 @@ for flags in ({}, {"optimiser": "adam", "negatives": "all", "loss": "softmax"}, 
 """
 LOCAL = """
 import unsupervised
-cfg = unsupervised.Config(local=True, lr=0.001)
+cfg = unsupervised.Config(local=True, lr=0.001, blurs=2)
 net, rng = unsupervised.Net(cfg, (28, 28, 1), 10, np.random.default_rng(0)), np.random.default_rng(1)
 images, y = rng.integers(0, 256, (20, 28, 28, 1), dtype=np.uint8), rng.integers(0, 10, 20)
 unsupervised.ff_step(net, images, y, cfg, rng)

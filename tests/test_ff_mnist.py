@@ -198,7 +198,7 @@ WRONG = [
     ("train", "--lr 0", "--lr"),
     ("train", "--validation 99999999", "--validation"),
     ("train", "--train-subset 99999999", "--train-subset"),
-    ("unsupervised", "--blurs -1", "--blurs"),
+    ("unsupervised", "--blurs -2", "--blurs"),
     ("recurrent", "--first 9", "--first"),
     ("recurrent", "--damping 1", "--damping"),
     ("recurrent", "--sizes 9,9,9 --steps 2 --first 1 --last 2", "--sizes"),

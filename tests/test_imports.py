@@ -38,7 +38,10 @@ def allowed(folder, path, name):
     if top == "torch":
         return folder == "benchmarks"
     if top in ("numba", "llvmlite"):
-        return path.name in ("kernels_cpu.py", "cli.py", "record.py", "arrays.py") or folder == "benchmarks"
+        return (
+            path.name in ("kernels_cpu.py", "kernels_conv.py", "cli.py", "record.py", "arrays.py")
+            or folder == "benchmarks"
+        )
     if top == "train":
         return folder in ("benchmarks", "ff_cifar_lc", "ff_mnist", "ff_cnn")
     return top in RUNTIME

@@ -181,7 +181,7 @@ def test_collaboration_is_a_number_and_no_path():
 
 
 def test_unsupervised_is_local():
-    cfg = unsupervised.Config(sizes="20,30,25", lr=0.001)
+    cfg = unsupervised.Config(sizes="20,30,25", lr=0.001, blurs=2)
 
     def weights(perturbed):
         net = unsupervised.Net(cfg, (8, 8, 1), 10, np.random.default_rng(1))
@@ -322,7 +322,7 @@ def test_the_next_layer_does_not_see_goodness():
     images = rng.integers(0, 256, (8, 6, 6, 1)).astype(np.uint8)
     labels, steps = np.array([0, 1, 2, 3, 0, 1, 2, 3]), []
     for factor in (1, 2):
-        cfg = unsupervised.Config(sizes="20,15,12", lr=0.01)
+        cfg = unsupervised.Config(sizes="20,15,12", lr=0.01, blurs=2)
         net = unsupervised.Net(cfg, (6, 6, 1), K, np.random.default_rng(0))
         net.layers[0].params["W"] *= factor
         unsupervised.ff_step(net, images, labels, cfg, np.random.default_rng(1))

@@ -21,7 +21,7 @@ Symbols
 
 Deviates from the paper
     It leaves open how a label is predicted, what is handed on between layers, whose goodness decides what is hard, and
-    more; what it leaves open is a setting here, chosen on held-out images: see ff_mnist/README.md.
+    more; what it leaves open is a setting here, not chosen yet: python ff_mnist/explore.py --table amsga will.
 
 Run
     python ff_mnist/amsga.py --seed 0
@@ -75,7 +75,7 @@ class Config:
 
 BASELINE = {"scales": False, "mining": False, "adapt": False, "anneal": False}
 FULL = {"batch_size": 0, "norm": "none", "snapshot_every": 100}
-PRESETS = {  # the paper's, full batch; what it leaves open as we chose it
+PRESETS = {  # the paper's, full batch
     "paper": FULL | {"n_epochs": 1500, "lr": 0.04},
     "paper-fashion": FULL | {"n_epochs": 2500, "lr": 0.05, "theta": 2.5, "sizes": "700,700,600"},
     "baseline": FULL | BASELINE | {"n_epochs": 1000, "lr": 0.04, "sizes": "500,500"},

@@ -22,9 +22,9 @@ Symbols
 
 Deviates from the paper (Chen 2026, arXiv 2606.06539)
     It prints neither batch size nor learning rate for this network, and no normalisation between its layers: those here
-    were chosen on held-out images, see ff_mnist/README.md. It says that the head's error goes back through the layers
-    (App. A.3: "no detach") and that the head reads "detached features" (D.3): here it goes back. The head's rows are
-    images as they are, with no label over their first inputs; LayerNorm has no gain and no bias.
+    are first guesses, until python ff_mnist/explore.py --table dtg has run. It says that the head's error goes back
+    through the layers (App. A.3: "no detach") and that the head reads "detached features" (D.3): here it goes back. The
+    head's rows are images as they are, with no label over their first inputs; LayerNorm has no gain and no bias.
 
 Run
     python ff_mnist/dtg_mlp.py --seed 0

@@ -17,7 +17,7 @@ Symbols
 
 Deviates from the paper (Sarode et al. 2026, arXiv 2605.00082)
     Its public pages give the idea and the results, but no scale, margin, number of prototypes or recipe: those here
-    were chosen on held-out images, see ff_mnist/README.md.
+    are first guesses, until python ff_mnist/explore.py --table hff has run.
 
 Run
     python ff_mnist/hff.py --seed 0

@@ -21,10 +21,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
-def parse(config_class, doc, argv=None, choices=None, presets=None):
+def parse(config_class, doc, argv=None, choices=None, presets=None, device=False):
     """Flags from a flat dataclass (its comments are the help texts) and those every script has -> config, options.
 
     choices: field -> its allowed values. presets: name -> other defaults for some fields; flags still win.
+    device: whether the script also runs on a GPU, with --device cuda.
     options: seeds (list of int), dataset, data_dir, out, resume, threads, figures, save (and preset, if there are any).
     """
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,6 +52,9 @@ def parse(config_class, doc, argv=None, choices=None, presets=None):
     run.add_argument("--out", metavar="DIR", help="where run folders go (default: runs/ in the repository)")
     run.add_argument("--resume", metavar="RUN", help="go on with an interrupted run folder, with its own settings")
     run.add_argument("--threads", type=int, default=0, metavar="int", help="processor threads (default: all)")
+    if device:
+        text = "cpu (default), or cuda: a GPU, by CuPy (not among the requirements)"
+        run.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=text)
     figures = "draw the figures at the end (default: yes)"
     run.add_argument("--figures", action=argparse.BooleanOptionalAction, default=True, help=figures)
     run.add_argument("--save", metavar="FILE", help="also write the trained weights to this .npz file")

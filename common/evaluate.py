@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from common.arrays import host
+
 
 def in_batches(n, size):
     """Slices that cut range(n) into pieces of at most `size`."""
@@ -10,7 +12,7 @@ def in_batches(n, size):
 
 def accuracy(predicted, labels):
     """Share of rows where predicted (N,) equals labels (N,), from 0 to 1."""
-    return float(np.mean(np.asarray(predicted) == labels))
+    return float(np.mean(host(predicted) == host(labels)))
 
 
 def silent(layers):

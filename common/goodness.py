@@ -24,7 +24,7 @@ import math
 
 import numpy as np
 
-from common.arrays import aligned, kernels, namespace
+from common.arrays import aligned, gpu_kernels, kernels, namespace
 from common.functions import sigmoid, softplus
 
 
@@ -32,9 +32,10 @@ class SumSquare:
     """g (B,) = sum of squares of y (B, ...) over all units of the layer."""
 
     def forward(self, y):
-        if y.ndim == 2 and kernels(y) and y.flags.c_contiguous:
-            g = np.empty(len(y), np.float32)
-            kernels(y).row_squares(y, g)
+        k = kernels(y) or gpu_kernels(y)
+        if k and y.ndim == 2 and y.flags.c_contiguous:
+            g = namespace(y).empty(len(y), np.float32)
+            k.row_squares(y, g)
             return g, y
         axes = "bijkl"[: y.ndim]
         return namespace(y).einsum(f"{axes},{axes}->b", y, y), y
@@ -62,9 +63,9 @@ def units(y):
 def scale_rows(y, factor):
     """Row b of y (B, ...) times factor[b]."""
     k = kernels(y)
-    if k and y.ndim == 2 and y.flags.c_contiguous:
-        out = np.empty_like(y)
-        k.scale_each_row(y, factor.astype(np.float32, copy=False), out)
+    if y.ndim == 2 and y.flags.c_contiguous and (k or gpu_kernels(y)):
+        out = namespace(y).empty_like(y)
+        (k or gpu_kernels(y)).scale_each_row(y, factor.astype(np.float32, copy=False), out)
         return out
     inner = y.transpose(*range(1, y.ndim), 0)  # (..., B)
     if k is None or not inner.flags.c_contiguous:
@@ -76,6 +77,8 @@ def scale_rows(y, factor):
 
 def threshold_loss(g, t, theta, beta=1.0):
     """L = mean_b softplus(-t_b beta (g_b - theta)): goodness g (B,), t (B,) of +1/-1 -> L (a number), dL/dg (B,)."""
+    if gpu_kernels(g):
+        return gpu_kernels(g).threshold_loss(g, t, theta, beta)
     margin = -t * (beta * (g - theta))
     return softplus(margin).mean(), -t * (beta * sigmoid(margin)) / len(g)
 
@@ -90,10 +93,14 @@ def margin_loss(g_pos, g_neg, beta=1.0):
 def unsettled(dg):
     """Rows that have something left to learn, from a mean loss's dL/dg (B,) -> their numbers (M,).
 
+    On a GPU all of them, as slice(None): it would have to wait for their number before it could go on.
+
     Softplus is flat where a row is safely on its side of theta, and goodness as a sum over 2000 units soon is, by
     hundreds. What such a row would add to a gradient, less than 1e-10 of what a wrong one adds, rounding swallows.
     """
-    return namespace(dg).flatnonzero(~(abs(dg) <= 1e-10 / len(dg)))  # what is not a number stays
+    if namespace(dg) is not np:
+        return slice(None)
+    return np.flatnonzero(~(abs(dg) <= 1e-10 / len(dg)))  # what is not a number stays
 
 
 def ff_loss(y, t, theta, goodness=MeanSquare):
@@ -109,6 +116,8 @@ def normalise(y, g=None, eps=1e-8):
     g: the rows' mean squares, if they are known already.
     """
     if g is None:
+        if y.ndim == 2 and gpu_kernels(y) and y.flags.c_contiguous:
+            return gpu_kernels(y).normalise_rows(y, eps)
         g, _ = MeanSquare().forward(y)
     return scale_rows(y, rms_inverse(g, eps))
 
@@ -141,7 +150,7 @@ def peers(mean, y, strength, rows):
     mean (...): running means of the units' activities, moved here by those of y (B, ...), the rows with right labels.
     However many rows there are, all of them together pull with `strength`. (0.9 old + 0.1 new, in Hinton's program)
     """
-    mean += mean.dtype.type(0.1) * (y.mean(axis=0) - mean)
+    mean += 0.1 * (y.mean(axis=0) - mean)
     return peer_pull(mean, strength / rows)
 
 
@@ -153,6 +162,8 @@ def label_loss(g, labels, beta):
 
 def softmax_cross_entropy(logits, labels):
     """logits (B, K), labels (B,) -> mean loss, dL/dlogits (B, K)."""
+    if gpu_kernels(logits):
+        return gpu_kernels(logits).softmax_cross_entropy(logits, labels)
     xp = namespace(logits)
     rows = xp.arange(len(labels))
     shifted = logits - logits.max(axis=1, keepdims=True)

@@ -34,12 +34,11 @@ class LabelInput:
     def forward(self, part, codes, train=True):
         """part from `image_part` of B images, codes (n*B, K) -> y (n*B, n_out), cache. Row r is image r mod B."""
         p, pw, squares = part
-        n = len(codes) // len(p)
         r_inverse = self.scale(squares, codes) if self.norm != "none" else None  # (n*B,)
         W, b = self.params["W"], self.params["b"]
-        xp = namespace(pw)
-        z = xp.concatenate([pw] * n) if n > 1 else pw.copy()
-        z += codes @ W[: self.n_classes]
+        z = codes @ W[: self.n_classes]
+        by_label = z.reshape(-1, *pw.shape)  # (n, B, n_out), the same memory
+        by_label += pw
         if r_inverse is not None:
             z *= r_inverse[:, None]
         y = activate(z, b) if self.dense.relu else z + b
@@ -59,15 +58,17 @@ class LabelInput:
         """
         p, codes, r_inverse, y = cache
         xp, B = namespace(p), len(p)
-        rows = xp.arange(len(y)) if rows is None else rows
+        rows = slice(None) if rows is None else rows
         dz = relu_grad(dy, y[rows]) if self.dense.relu else dy  # (M, n_out)
         db = dz.sum(axis=0)
         if r_inverse is not None:
             dz = dz * r_inverse[rows, None]
-        of_images = xp.zeros_like(y)
-        of_images[rows] = dz
+        if isinstance(rows, slice):
+            of_images, images = dz, slice(None)
+        else:
+            of_images, images = xp.zeros_like(y), xp.unique(rows % B)
+            of_images[rows] = dz
         of_images = of_images.reshape(-1, B, dz.shape[1]).sum(axis=0)  # (B, n_out)
-        images = xp.unique(rows % B)
         parts = [(codes[rows], dz), (p[images], of_images[images])]
         if pull is not None:  # as in Dense
             weights = xp.full(len(y), 1, dtype=y.dtype) if r_inverse is None else r_inverse

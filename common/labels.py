@@ -10,7 +10,7 @@ with ON.
 
 import numpy as np
 
-from common.arrays import namespace
+from common.arrays import like, namespace
 
 OFF, ON = -1.0, 1.0  # well outside the centred pixels' range of about [-0.5, 0.5]
 
@@ -36,7 +36,7 @@ def one_hot(labels, n_classes):
 
 def wrong_labels(labels, n_classes, rng):
     """One label per row, uniform over the n_classes - 1 labels that are not the true one. labels (B,) -> (B,)."""
-    return (labels + rng.integers(1, n_classes, len(labels))) % n_classes
+    return (labels + like(labels, rng.integers(1, n_classes, len(labels)))) % n_classes
 
 
 def hardest_labels(g, labels):
@@ -47,7 +47,7 @@ def hardest_labels(g, labels):
 def sampled_labels(logits, labels, rng):
     """One wrong label per row, drawn in proportion to softmax(logits): logits (B, K), labels (B,) -> (B,)."""
     noise = rng.gumbel(size=logits.shape)  # argmax of logits plus Gumbel noise is a draw from their softmax
-    return (_without_true(logits, labels) + noise).argmax(axis=1)
+    return (_without_true(logits, labels) + like(logits, noise)).argmax(axis=1)
 
 
 def hybrid_masks(n, side, blurs, rng):
@@ -69,5 +69,5 @@ def hybrid_images(images, masks, rng):
 
 def _without_true(g, labels):
     g = g.astype(np.float64)
-    g[np.arange(len(labels)), labels] = -np.inf
+    g[namespace(g).arange(len(labels)), labels] = -np.inf
     return g

@@ -6,7 +6,7 @@ that hands no gradient to the layer below cannot be part of backpropagation.
 
 import numpy as np
 
-from common.arrays import kernels, namespace
+from common.arrays import gpu_kernels, kernels, namespace
 from common.goodness import MeanSquare, rms_inverse, scale_rows
 from common.product import gradient
 from common.sparse import times
@@ -32,7 +32,8 @@ class Dense:
     def backward(self, dy, cache, need_dx=False, pull=None, rows=None):
         """dy (B, n_out) -> dx (B, n_in) or None, grads summed over the batch.
 
-        rows (M,), from goodness.unsettled: dy (M, n_out) is of these rows only, the others' is 0; dx is theirs too.
+        rows (M,) or slice(None), from goodness.unsettled: dy (M, n_out) is of these rows only, the others' is 0; dx is
+        theirs too.
         pull (n_out,), from goodness.peer_pull: added to every row's gradient by what enters the ReLU.
         """
         every, y = cache
@@ -49,8 +50,9 @@ class Dense:
 
 def activate(z, b):
     """ReLU(z + b), z (B, n) and b (n,); z is used up."""
-    if kernels(z) and z.flags.c_contiguous:
-        kernels(z).bias_relu(z, b)
+    k = kernels(z) or gpu_kernels(z)
+    if k and z.flags.c_contiguous:
+        k.bias_relu(z, b)
         return z
     z += b
     return namespace(z).maximum(z, 0, out=z)
@@ -58,9 +60,10 @@ def activate(z, b):
 
 def relu_grad(dy, y):
     """dL/dz from dL/dy and y = ReLU(z), both (B, n)."""
-    if kernels(y) and y.flags.c_contiguous:
-        dz = np.empty_like(y)
-        kernels(y).relu_grad_rows(dy.astype(np.float32, copy=False), y, dz)
+    k = kernels(y) or gpu_kernels(y)
+    if k and y.flags.c_contiguous:
+        dz = namespace(y).empty_like(y)
+        k.relu_grad_rows(dy.astype(np.float32, copy=False), y, dz)
         return dz
     return dy * (y > 0)
 

@@ -6,7 +6,7 @@ it tile by tile and use each tile up while it is in the cache: nothing of the we
 
 import numpy as np
 
-from common.arrays import kernels
+from common.arrays import kernels, namespace
 
 LEAST = 64  # columns: narrower products go to BLAS, whose edges are finer
 
@@ -35,4 +35,4 @@ def gradient(*parts):
         return Product(*parts)
     if len(parts) == 1:
         return parts[0][0].T @ dz
-    return np.concatenate([x.T @ each for x, each in parts])
+    return namespace(dz).concatenate([x.T @ each for x, each in parts])

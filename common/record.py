@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from common import ROOT
+from common.arrays import host, like
 
 
 class RecordError(Exception):
@@ -35,11 +36,16 @@ def new_run(out, seed):
     raise RecordError(f"no free name for a run folder in {out}")
 
 
-def machine(threads):
-    """What the numbers of a run depend on besides its settings: processor, system, versions, threads."""
+def machine(threads, xp=np):
+    """What the numbers of a run depend on besides its settings: processor, system, versions, threads; the GPU, if the
+    array module xp works on one."""
     import numba
 
-    return {
+    gpu = {}
+    if xp is not np:
+        name = xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)["name"].decode()
+        gpu = {"gpu": name, "cupy": xp.__version__}
+    return gpu | {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
@@ -147,7 +153,7 @@ def state_of(name, layers, opts):
     arrays = {}
     for i, (layer, opt) in enumerate(zip(layers, opts, strict=True)):
         for kind, values in (("params", layer.params), ("state", layer.state), ("opt", opt.state)):
-            arrays |= {f"{name}/{i}/{kind}/{key}": value for key, value in values.items()}
+            arrays |= {f"{name}/{i}/{kind}/{key}": host(value) for key, value in values.items()}
         arrays[f"{name}/{i}/t"] = np.int64(opt.t)
     return arrays
 
@@ -157,7 +163,7 @@ def restore(name, layers, opts, arrays):
     for i, (layer, opt) in enumerate(zip(layers, opts, strict=True)):
         for kind, values in (("params", layer.params), ("state", layer.state), ("opt", opt.state)):
             for key in values:
-                values[key][...] = arrays[f"{name}/{i}/{kind}/{key}"]
+                values[key][...] = like(values[key], arrays[f"{name}/{i}/{kind}/{key}"])
         opt.t = int(arrays[f"{name}/{i}/t"])
 
 

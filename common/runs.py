@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import ROOT, cli, data, record
+from common import ROOT, arrays, cli, data, record
 from common.evaluate import mean_sd
 
 
@@ -29,31 +29,45 @@ class Run:
     folder: Path
     done: int = 0
     saved: tuple | None = None
+    xp: object = np  # the array module that it computes with
+    when: float = 0.0  # of the last checkpoint, and
+    took: float = 0.0  # how long it took
 
     def restore(self, nets, rngs):
         """Put the checkpoint, if there is one, into nets (name -> layers, optimisers) and generators (name -> one)."""
         if self.saved:
-            arrays, states = self.saved
+            found, states = self.saved
             for name, (layers, opts) in nets.items():
-                record.restore(name, layers, opts, arrays)
+                record.restore(name, layers, opts, found)
             for name, rng in rngs.items():
                 rng.bit_generator.state = states[name]
             self.saved = None
 
+    def move(self, nets):
+        """Take nets (name -> layers, optimisers) to where the run computes."""
+        if self.xp is not np:
+            for layer, opt in [pair for layers, opts in nets.values() for pair in zip(layers, opts, strict=True)]:
+                arrays.move(self.xp, layer.params, layer.state, opt.state)
+
     def checkpoint(self, epoch, nets, rngs):
-        """Save everything that lives between two epochs."""
-        arrays = {}
+        """Save everything that lives between two epochs, unless that would take more than a twentieth of the time."""
+        begin = time.perf_counter()
+        if self.took > 0.1 and begin - self.when < 20 * self.took:
+            return
+        found = {}
         for name, (layers, opts) in nets.items():
-            arrays |= record.state_of(name, layers, opts)
+            found |= record.state_of(name, layers, opts)
         states = {name: rng.bit_generator.state for name, rng in rngs.items()}
-        record.save_checkpoint(self.folder, arrays, {"epoch": epoch, "rngs": states})
+        record.save_checkpoint(self.folder, found, {"epoch": epoch, "rngs": states})
+        self.when = time.perf_counter()
+        self.took = self.when - begin
 
     def finish(self, options, layers, figures):
         """After the last line: these layers' weights and state, if --save asks for them, and this script's figures."""
         if options.save:
             parts = [(i, layer.params | layer.state) for i, layer in enumerate(layers)]
-            arrays = {f"{i}/{k}": p for i, part in parts for k, p in part.items()}
-            record.save_arrays(options.save, arrays, {"dataset": self.ds.name})
+            found = {f"{i}/{k}": arrays.host(p) for i, part in parts for k, p in part.items()}
+            record.save_arrays(options.save, found, {"dataset": self.ds.name})
         if options.figures:
             cli.draw(figures, self.folder)
 
@@ -64,7 +78,8 @@ def open_run(cfg, options, threads, name, load, check, split):
     name: folder in runs/; load(name, cfg, options) -> data set, see `images`; check(cfg, ds) raises UsageError;
     split(ds, cfg) -> what the run trains on, with `about`: what the record's first line says of it.
     """
-    machine = record.machine(threads)
+    xp = arrays.module(getattr(options, "device", "cpu"))
+    machine = record.machine(threads, xp)
     if not options.resume:
         ds = load(options.dataset, cfg, options)
         check(cfg, ds)
@@ -74,8 +89,12 @@ def open_run(cfg, options, threads, name, load, check, split):
         record.append(run.folder, first | {"machine": machine, "commit": record.commit()})
     else:
         run = _resumed(cfg, options, load, check, split, machine)
+    run.xp = xp
+    if xp is not np:
+        run.split.to(xp)
     n, unit = run.split.about["train"], getattr(run.split, "unit", "images")
-    print(f"{n} {unit} of {run.ds.name} ({run.ds.source}), seed {run.cfg.seed}, {threads} threads -> {run.folder}")
+    where = machine.get("gpu", f"{threads} threads")
+    print(f"{n} {unit} of {run.ds.name} ({run.ds.source}), seed {run.cfg.seed}, {where} -> {run.folder}")
     sys.stdout.flush()
     return run
 
@@ -94,8 +113,8 @@ def _resumed(cfg, options, load, check, split, machine):
     check(cfg, ds)
     run = Run(cfg, ds, split(ds, cfg), folder)
     if (folder / "checkpoint.npz").exists():
-        arrays, meta = record.load_checkpoint(folder)
-        run.done, run.saved = meta["epoch"], (arrays, meta["rngs"])
+        found, meta = record.load_checkpoint(folder)
+        run.done, run.saved = meta["epoch"], (found, meta["rngs"])
     else:  # killed before its first checkpoint: the seed makes the same network again
         record.cut(folder, 1)
     same = machine == lines[0]["machine"]

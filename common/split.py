@@ -5,6 +5,7 @@ from functools import cached_property
 import numpy as np
 
 from common import augment, cli
+from common.arrays import like
 
 
 class Split:
@@ -27,9 +28,15 @@ class Split:
         """{name: (images, labels)} of those that hold any."""
         return {name: getattr(self, name) for name in names if len(getattr(self, name)[1])}
 
+    def to(self, xp):
+        """All images and labels as arrays of the module xp."""
+        for name in ("train", "val", "test"):
+            setattr(self, name, tuple(xp.asarray(part) for part in getattr(self, name)))
+
     def batch(self, rows, jitter, rng, flip=False):
         """Training images of these rows as pixels (B, D) from 0 to 1, moved by up to `jitter` pixels and, with `flip`,
         half of them mirrored; labels (B,)."""
+        rows = like(self.train[0], rows)
         x = self.train[0][rows]
         x = augment.flip(x, rng) if flip else x
         return pixels(augment.shift(x, jitter, rng) if jitter else x), self.train[1][rows]

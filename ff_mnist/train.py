@@ -33,6 +33,7 @@ from common import cli, compilation, record, runs, split  # before NumPy, see co
 # isort: split
 import numpy as np
 
+from common.arrays import host, namespace
 from common.evaluate import accuracy, in_batches, silent
 from common.goodness import (
     MeanSquare,
@@ -109,12 +110,12 @@ class Net:
 
 
 def ff_step(net, pixels, labels, cfg, rng, n_classes):
-    """One step of all layers: pixels (B, 774), labels (B,) -> what `train_epoch` logs, per layer (5)."""
+    """One step of all layers: pixels (B, 774), labels (B,) -> what `means` reads, layer by layer."""
     B = len(labels)
     part = net.layers[0].image_part(pixels)  # the same under every label
     logits = head_step(net, part, labels, cfg, n_classes)
     wrong = wrong_of(labels, logits, cfg, rng, n_classes)  # (n, B)
-    codes = one_hot(np.concatenate([labels, wrong.ravel()]), n_classes)  # (B + nB, 10)
+    codes = one_hot(namespace(labels).concatenate([labels, wrong.ravel()]), n_classes)  # (B + nB, 10)
     h, seen = None, []
     for i, layer in enumerate(net.layers):
         y, cache = layer.forward(h) if i else layer.forward(part, codes)
@@ -128,9 +129,8 @@ def ff_step(net, pixels, labels, cfg, rng, n_classes):
         dy = GOODNESS[cfg.goodness]().backward(dg.ravel()[rows], squares[rows])
         pull = peers(layer.state["mean"], y[:B], peer_strength(y, cfg), len(y))
         opt.step(layer.backward(dy, cache, pull=pull, rows=rows)[1])  # nothing leaves this layer
-        wrong_pairs = (g[B:] >= np.tile(g[:B], len(wrong))).mean()
-        log.append((loss, g[:B].mean(), g[B:].mean(), wrong_pairs, len(rows) / len(y)))
-    return np.array(log)  # (n_layers, 5)
+        log.append((loss, g.reshape(-1, B), len(dy) / len(y)))
+    return log
 
 
 def threshold(y, cfg):
@@ -143,28 +143,29 @@ def others(g, seen, cfg):
 
     (Lorberbom et al. 2023, arXiv 2305.12393)
     """
-    return np.float32(cfg.collaborate) * sum(each - threshold(y, cfg) for y, _, each, _ in seen if each is not g)
+    return cfg.collaborate * sum(each - threshold(y, cfg) for y, _, each, _ in seen if each is not g)
 
 
 def ff_loss(g, labels, wrong, theta, cfg):
     """Goodness of the right labels g[0] (B,) and of n wrong ones g[1:] (n, B) -> loss, dL/dg (1 + n, B)."""
-    n, B = len(g) - 1, len(labels)
-    dg = np.empty_like(g)
+    n, B, xp = len(g) - 1, len(labels), namespace(g)
     if cfg.loss == "softmax":  # over all labels
-        rows = np.concatenate([labels[None], wrong])  # (10, B): which label a row has
-        by_label = np.empty((B, n + 1), g.dtype)
-        np.put_along_axis(by_label, rows.T, g.T, axis=1)
+        where = xp.arange(B), xp.concatenate([labels[None], wrong])  # (B,), (10, B): which label a row has
+        by_label = xp.empty((B, n + 1), dtype=g.dtype)
+        by_label[where] = g
         loss, d = label_loss(by_label, labels, cfg.beta)
-        return loss, np.take_along_axis(d, rows.T, axis=1).T
+        return loss, d[where]
     if cfg.loss == "margin":
-        loss, d_pos, d_neg = margin_loss(np.tile(g[0], n), g[1:].ravel(), cfg.beta)
-        dg[0], dg[1:] = d_pos.reshape(n, B).sum(axis=0), d_neg.reshape(n, B)
-        return loss, dg
-    one = np.ones(n * B, g.dtype)
-    loss_pos, d_pos = threshold_loss(g[0], one[:B], theta, cfg.beta)
-    loss_neg, d_neg = threshold_loss(g[1:].ravel(), -one, theta, cfg.beta)
-    dg[0], dg[1:] = d_pos / 2, d_neg.reshape(n, B) / 2
-    return (loss_pos + loss_neg) / 2, dg
+        loss, d_pos, d_neg = margin_loss(xp.concatenate([g[0]] * n), g[1:].ravel(), cfg.beta)
+        return loss, xp.concatenate([d_pos.reshape(n, B).sum(axis=0)[None], d_neg.reshape(n, B)])
+    t = xp.ones_like(g)
+    t[1:] = -1
+    if n == 1:
+        loss, dg = threshold_loss(g.ravel(), t.ravel(), theta, cfg.beta)
+        return loss, dg.reshape(g.shape)
+    halves = (g[:1], t[:1]), (g[1:], t[1:])  # right rows and wrong ones count the same
+    loss, dg = zip(*[threshold_loss(some.ravel(), sign.ravel(), theta, cfg.beta) for some, sign in halves], strict=True)
+    return sum(loss) / 2, xp.concatenate(dg).reshape(g.shape) / 2
 
 
 def head_step(net, part, labels, cfg, n_classes):
@@ -178,19 +179,20 @@ def head_step(net, part, labels, cfg, n_classes):
 
 def neutral_states(layers, part, cfg, n_classes):
     """What the head sees: scaled states of all layers but the first, under the neutral label (B, their widths)."""
-    codes = np.full((len(part[0]), n_classes), NEUTRAL, np.float32)
+    xp = namespace(part[0])
+    codes = xp.full((len(part[0]), n_classes), NEUTRAL, dtype=np.float32)
     h, states = None, []
     for i, layer in enumerate(layers):
         y, _ = layer.forward(h, train=False) if i else layer.forward(part, codes, train=False)
         h = scaled(y, cfg.norm)
         states.append(h if cfg.norm == "rms" else normalise(y))  # the head always sees mean square 1
-    return np.concatenate(states[1:] or states, axis=1)
+    return xp.concatenate(states[1:] or states, axis=1)
 
 
 def wrong_of(labels, logits, cfg, rng, n_classes):
     """Wrong labels (n, B) for right ones (B,): one row, or all nine."""
     if cfg.negatives == "all":
-        return (labels + np.arange(1, n_classes)[:, None]) % n_classes
+        return (labels + namespace(labels).arange(1, n_classes)[:, None]) % n_classes
     if cfg.negatives == "hard":
         return sampled_labels(logits, labels, rng)[None]
     return wrong_labels(labels, n_classes, rng)[None]
@@ -203,18 +205,18 @@ def peer_strength(y, cfg):
 
 def goodness_of_labels(net, pixels, cfg, n_classes):
     """Goodness of every candidate label: pixels (N, 774) -> (n_layers, N, 10)."""
-    found = []
+    xp, found = namespace(pixels), []
     for rows in in_batches(len(pixels), 200):
         part = net.layers[0].image_part(pixels[rows])
         B = len(part[0])
-        codes = one_hot(np.repeat(np.arange(n_classes), B), n_classes)  # (10 B, 10)
+        codes = one_hot(xp.repeat(xp.arange(n_classes), B), n_classes)  # (10 B, 10)
         h, g = None, []
         for i, layer in enumerate(net.layers):
             y, _ = layer.forward(h, train=False) if i else layer.forward(part, codes, train=False)
             g.append(GOODNESS[cfg.goodness]().forward(y)[0].reshape(n_classes, B).T)
             h = scaled(y, cfg.norm)
-        found.append(np.stack(g))
-    return np.concatenate(found, axis=1)
+        found.append(xp.stack(g))
+    return xp.concatenate(found, axis=1)
 
 
 def vote(g):
@@ -228,7 +230,7 @@ def one_pass(net, pixels, cfg, n_classes):
     for rows in in_batches(len(pixels), 1000):
         part = net.layers[0].image_part(pixels[rows])
         found.append(net.head.forward(neutral_states(net.layers, part, cfg, n_classes))[0].argmax(axis=1))
-    return np.concatenate(found)
+    return namespace(pixels).concatenate(found)
 
 
 def check(cfg, ds):
@@ -257,16 +259,26 @@ def train_epoch(net, data, rng, cfg, epoch):
         net.head_opt.lr = cfg.head_lr * factor
         x, labels = data.batch(order[rows], cfg.jitter, rng)
         log.append(ff_step(net, x[:, data.n_classes :], labels, cfg, rng, data.n_classes))
-    keys = ("loss", "g_pos", "g_neg", "pairs_wrong", "unsettled")
-    line = dict(zip(keys, np.mean(log, axis=0).T, strict=True))
-    return line | {"silent": silent(net.layers), "seconds": time.perf_counter() - start}
+    return means(log) | {"silent": silent(net.layers), "seconds": time.perf_counter() - start}
+
+
+def means(log):
+    """Means over the epoch of what `ff_step` left: name -> a number for each layer."""
+    found = {name: [] for name in ("loss", "g_pos", "g_neg", "pairs_wrong", "unsettled")}
+    for of_layer in zip(*log, strict=True):
+        loss, g, share = zip(*of_layer, strict=True)
+        g = host(namespace(g[0]).concatenate(g, axis=1))  # (1 + n, images)
+        values = host(namespace(loss[0]).stack(loss)).mean(), g[0].mean(), g[1:].mean(), (g[1:] >= g[0]).mean()
+        for name, value in zip(found, (*values, np.mean(share)), strict=True):
+            found[name].append(value)
+    return found
 
 
 def evaluate(net, images, labels, cfg, n_classes):
     """Accuracy by both ways to predict and of each layer, on uint8 images -> dict, goodness (n_layers, N, 10)."""
     x = pixels(images)[:, n_classes:]
     start = time.perf_counter()
-    g = goodness_of_labels(net, x, cfg, n_classes)
+    g = host(goodness_of_labels(net, x, cfg, n_classes))
     seconds = time.perf_counter() - start
     scores = {"acc": accuracy(vote(g), labels), "softmax_acc": accuracy(one_pass(net, x, cfg, n_classes), labels)}
     return scores | {"layer_acc": [accuracy(layer.argmax(axis=1), labels) for layer in g], "seconds": seconds}, g
@@ -276,7 +288,7 @@ def snapshot(folder, epoch, net, g, labels):
     """What the figures need: first-layer weights of 64 units, goodness of every label, right labels."""
     W = net.layers[0].params["W"]
     (folder / "snapshots").mkdir(exist_ok=True)
-    arrays = {"filters": W[:, :64], "goodness": g, "labels": labels}
+    arrays = {"filters": host(W[:, :64]), "goodness": g, "labels": host(labels)}
     record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", arrays, {"epoch": epoch})
 
 
@@ -288,6 +300,7 @@ def run(cfg, options, threads):
     net = Net(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
     saved = {"layers": (net.layers, net.opts), "head": ([net.head], [net.head_opt])}
     rng = np.random.default_rng([cfg.seed, 3])
+    this.move(saved)
     this.restore(saved, {"rng": rng})
     clock = runs.Clock(this.done, cfg.n_epochs)
     for epoch in range(this.done + 1, cfg.n_epochs + 1):
@@ -310,7 +323,7 @@ def run(cfg, options, threads):
 
 
 def main():
-    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS)
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS, device=True)
     threads = runs.threads(options)
     finals = []
     for seed in options.seeds:

@@ -1,0 +1,153 @@
+"""ff_mnist on another array module: the stand-in everywhere, and CuPy where there is a GPU. Same numbers as on the CPU.
+
+The fused kernels of common/kernels_gpu.py are compared with the formulas in float64, norm by norm.
+"""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scripts
+import standin
+
+from common import arrays, cli, goodness, layers, optim
+from common.augment import shift
+from common.split import Split
+
+train = scripts.load("ff_mnist/train.py")
+
+
+def gpu():
+    """CuPy, or skip."""
+    try:
+        return arrays.module("cuda")
+    except cli.UsageError as error:
+        pytest.skip(str(error))
+
+
+def other_module(name):
+    return standin if name == "stand-in" else gpu()
+
+
+def two_epochs(xp, settings):
+    """Weights, and what is logged and predicted, after two epochs on noise: images with their label's column lit."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 60).astype(np.uint8)
+    x = rng.integers(0, 60, (60, 12, 12, 1)).astype(np.uint8)
+    x[np.arange(60), 3:, y] = 255
+    ds = SimpleNamespace(x_train=x, y_train=y, x_test=x, y_test=y, class_names=list("0123456789"), name="noise")
+    cfg = train.Config(**{"sizes": "48,40,32", "batch_size": 10, "validation": 20, "n_epochs": 2} | settings)
+    data, net = Split(ds, cfg), train.Net(cfg, 144, 10, np.random.default_rng(1))
+    if xp is not np:
+        data.to(xp)
+        for layer, opt in zip([*net.layers, net.head], [*net.opts, net.head_opt], strict=True):
+            arrays.move(xp, layer.params, layer.state, opt.state)
+    rng = np.random.default_rng(2)
+    logs = [train.train_epoch(net, data, rng, cfg, epoch) for epoch in (1, 2)]
+    scores, g = train.evaluate(net, *data.val, cfg, 10)
+    weights = [arrays.host(p) for layer in [*net.layers, net.head] for p in layer.params.values()]
+    return weights, [log[key] for log in logs for key in ("loss", "g_pos", "g_neg", "pairs_wrong")], scores, g
+
+
+SETTINGS = {
+    "default": {},
+    "jitter, Adam": {"jitter": 2, "optimiser": "adam"},
+    "margin": {"loss": "margin", "negatives": "uniform", "beta": 0.1},
+    "softmax": {"loss": "softmax", "negatives": "all", "collaborate": 0.3},
+    "all, mean, length": {"negatives": "all", "goodness": "mean", "norm": "length"},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", ["stand-in", "CuPy"])
+def test_training_is_the_same_on_every_device(name, settings):
+    xp = other_module(name)
+    ours, theirs = (two_epochs(module, SETTINGS[settings]) for module in (np, xp))
+    for a, b in zip(ours[0], theirs[0], strict=True):
+        assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(a)
+    assert np.allclose(ours[1], theirs[1], rtol=1e-3, atol=1e-3)
+    assert np.allclose(ours[3], theirs[3], rtol=1e-3)
+    assert ours[2]["acc"] == theirs[2]["acc"] and ours[2]["softmax_acc"] == theirs[2]["softmax_acc"]
+
+
+def far(a, b):
+    """Norm of the difference as a share of b's."""
+    return np.linalg.norm(arrays.host(a) - b) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("n", [1, 31, 256, 2000])
+def test_kernels_of_rows(n):
+    xp, rng = gpu(), np.random.default_rng(n)
+    z, dy = rng.standard_normal((2, 50, n))
+    b, factor = rng.standard_normal(n), rng.random(50)
+    on = {key: xp.asarray(v.astype(np.float32)) for key, v in (("z", z), ("b", b), ("factor", factor), ("dy", dy))}
+    y = np.maximum(z + b, 0)
+    ours = layers.activate(on["z"].copy(), on["b"])
+    assert far(ours, y) < 1e-6
+    assert far(layers.relu_grad(on["dy"], ours), dy * (y > 0)) < 1e-6
+    assert far(goodness.SumSquare().forward(on["z"])[0], (z * z).sum(axis=1)) < 1e-6
+    assert far(goodness.scale_rows(on["z"], on["factor"]), z * factor[:, None]) < 1e-6
+    assert far(goodness.normalise(on["z"]), goodness.normalise(z)) < 1e-6
+    bad = on["z"].copy()
+    bad[3, 0] = xp.nan
+    assert np.isnan(arrays.host(layers.activate(bad, on["b"]))[3, 0])
+
+
+def test_kernels_of_losses():
+    xp, rng = gpu(), np.random.default_rng(0)
+    g, t = rng.normal(50, 40, 200), np.repeat([1.0, -1.0], 100)
+    ours = goodness.threshold_loss(*(xp.asarray(v.astype(np.float32)) for v in (g, t)), 50.0, 0.3)
+    loss, dg = goodness.threshold_loss(g, t, 50.0, 0.3)
+    assert abs(float(ours[0]) - loss) < 1e-6 * loss and far(ours[1], dg) < 1e-5
+    logits, labels = rng.normal(0, 5, (64, 10)), rng.integers(0, 10, 64)
+    ours = goodness.softmax_cross_entropy(xp.asarray(logits.astype(np.float32)), xp.asarray(labels))
+    loss, d = goodness.softmax_cross_entropy(logits, labels)
+    assert abs(float(ours[0]) - loss) < 1e-6 * loss and far(ours[1], d) < 1e-5
+
+
+@pytest.mark.parametrize("make", [optim.SGD, optim.Adam])
+def test_optimisers(make):
+    xp, rng = gpu(), np.random.default_rng(0)
+    start, grads = rng.standard_normal((30, 70)), rng.standard_normal((5, 30, 70))
+    ours, exact = {"W": xp.asarray(start.astype(np.float32))}, {"W": start.copy()}
+    mine, reference = make(ours, 0.01, decay=0.1), make(exact, 0.01, decay=0.1)
+    for g in grads:
+        mine.step({"W": xp.asarray(g.astype(np.float32))})
+        reference.step({"W": g})
+    assert far(ours["W"], exact["W"]) < 1e-6
+
+
+def test_shifts_are_the_same():
+    xp = gpu()
+    images = np.random.default_rng(0).integers(0, 256, (40, 9, 7, 3)).astype(np.uint8)
+    ours = shift(xp.asarray(images), 2, np.random.default_rng(1))
+    assert np.array_equal(arrays.host(ours), shift(images, 2, np.random.default_rng(1)))
+
+
+def test_without_a_gpu_one_line_says_so():
+    try:
+        arrays.module("cuda")
+        pytest.skip("there is a GPU")
+    except cli.UsageError:
+        pass
+    words = [sys.executable, "ff_mnist/train.py", "--device", "cuda", "--dataset", "glyphs"]
+    done = subprocess.run(words, cwd=arrays.__file__.rsplit("/", 2)[0], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: --device cuda") and done.stderr.count("\n") == 1
+
+
+def test_a_run_moves_between_devices(tmp_path):
+    """Started on the CPU, killed after an epoch, ended on the GPU; and the record says where each part was."""
+    gpu()
+    script = [sys.executable, str(scripts.ROOT / "ff_mnist/train.py")]
+    words = "--dataset glyphs --sizes 30,20 --n-epochs 3 --train-subset 100 --validation 100 --no-figures".split()
+    subprocess.run([*script, *words, "--out", str(tmp_path)], check=True)
+    folder = next(tmp_path.iterdir())
+    lines = (folder / "record.jsonl").read_text().splitlines()
+    (folder / "record.jsonl").write_text("\n".join(lines[:-1]) + "\n")  # as if killed before its last line
+    subprocess.run([*script, "--resume", str(folder), "--device", "cuda", "--no-figures"], check=True)
+    lines = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
+    assert "gpu" not in lines[0]["machine"] and "final" in lines[-1]
+    assert [line["machine"]["gpu"] for line in lines if "resumed_after_epoch" in line]

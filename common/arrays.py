@@ -48,6 +48,11 @@ def host(x):
     return x.get() if hasattr(x, "get") else np.asarray(x)
 
 
+def float32(x):
+    """A number as float32; an array as it is."""
+    return x if hasattr(x, "get") else np.float32(x)
+
+
 def kernels(x):
     """The module of compiled kernels for array x, or None where only the reference formulas apply.
 

@@ -55,6 +55,10 @@ _shift = cp.ElementwiseKernel(
        out = inside ? images[((b * H + row) * W + column) * C + c] : T(0);""",
     "ff_shift",
 )
+_take = cp.ElementwiseKernel(
+    "raw T rows, raw int64 i_row", "T row", "row = rows[i_row[0] * _ind.size() + i]", "ff_take"
+)
+_put = cp.ElementwiseKernel("T row, raw int64 i_row", "raw T rows", "rows[i_row[0] * _ind.size() + i] = row", "ff_put")
 _normalise = cp.RawKernel(
     r"""extern "C" __global__ void ff_normalise(const float* y, const int n, const float eps, float* out) {
         // One block of 256 threads for each row.
@@ -96,7 +100,10 @@ def relu_grad_rows(dy, y, dz):
 
 
 def momentum(w, g, m, lr, beta, decay):
-    """One pass over memory: m <- beta m + g + decay w; w <- w - lr m. Flat float32 arrays, in place."""
+    """One pass over memory: m <- beta m + g + decay w; w <- w - lr m. Flat float32 arrays, in place.
+
+    lr: a number, or an array () on the GPU.
+    """
     _momentum(g, lr, beta, decay, w, m)
 
 
@@ -130,3 +137,13 @@ def shift(images, moved, most):
     """`augment.shift` by moved (2, B) less `most`: images (B, H, W, C), contiguous."""
     out = cp.empty_like(images)
     return _shift(images, moved, *images.shape, most, out)
+
+
+def take(rows, i):
+    """Row i of rows (n, ...), contiguous, by a number on the GPU: i (1,) int64 -> a new array (...)."""
+    return _take(rows, i, cp.empty(rows.shape[1:], rows.dtype))
+
+
+def put(rows, i, row):
+    """rows[i] = row, for rows (n, ...), contiguous, by a number on the GPU: i (1,) int64."""
+    _put(row, i, rows)

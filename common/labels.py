@@ -68,6 +68,5 @@ def hybrid_images(images, masks, rng):
 
 
 def _without_true(g, labels):
-    g = g.astype(np.float64)
-    g[namespace(g).arange(len(labels)), labels] = -np.inf
-    return g
+    xp = namespace(g)
+    return xp.where(labels[:, None] == xp.arange(g.shape[1]), -np.inf, g.astype(np.float64))

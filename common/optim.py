@@ -10,7 +10,7 @@ Everything that lives between steps is in `state` (arrays) and `t` (steps taken)
 
 import numpy as np
 
-from common.arrays import gpu_kernels, kernels, namespace
+from common.arrays import float32, gpu_kernels, kernels, namespace
 from common.product import Product
 
 
@@ -27,7 +27,7 @@ class SGD:
         for k, w in self.params.items():
             g, m = grads[k], self.state[f"m_{k}"]
             decay = self.decay if k != "b" else 0.0
-            fast, numbers = kernels(w) or gpu_kernels(w), np.array([self.lr, self.beta, decay], np.float32)
+            fast, numbers = kernels(w) or gpu_kernels(w), [float32(v) for v in (self.lr, self.beta, decay)]
             if isinstance(g, Product):
                 for rows, x, dz in g.rows():
                     fast.product_momentum(x, dz, w[rows], m[rows], *numbers)
@@ -54,7 +54,7 @@ class Adam:
         for k, w in self.params.items():
             g, m, v = grads[k], self.state[f"m_{k}"], self.state[f"v_{k}"]
             decay = self.lr * self.decay if k != "b" else 0.0
-            numbers = np.array([step_size, b1, b2, root, self.eps, decay], np.float32)
+            numbers = [float32(v) for v in (step_size, b1, b2, root, self.eps, decay)]
             fast = kernels(w) or gpu_kernels(w)
             if isinstance(g, Product):
                 for rows, x, dz in g.rows():

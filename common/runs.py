@@ -34,7 +34,10 @@ class Run:
     took: float = 0.0  # how long it took
 
     def restore(self, nets, rngs):
-        """Put the checkpoint, if there is one, into nets (name -> layers, optimisers) and generators (name -> one)."""
+        """Move nets (name -> layers, optimisers) to where the run computes, and put the checkpoint, if there is one,
+        into them and into generators (name -> one)."""
+        if self.xp is not np:
+            move(self.xp, nets)
         if self.saved:
             found, states = self.saved
             for name, (layers, opts) in nets.items():
@@ -42,12 +45,6 @@ class Run:
             for name, rng in rngs.items():
                 rng.bit_generator.state = states[name]
             self.saved = None
-
-    def move(self, nets):
-        """Take nets (name -> layers, optimisers) to where the run computes."""
-        if self.xp is not np:
-            for layer, opt in [pair for layers, opts in nets.values() for pair in zip(layers, opts, strict=True)]:
-                arrays.move(self.xp, layer.params, layer.state, opt.state)
 
     def checkpoint(self, epoch, nets, rngs):
         """Save everything that lives between two epochs, unless that would take more than a twentieth of the time."""
@@ -122,6 +119,12 @@ def _resumed(cfg, options, load, check, split, machine):
     record.append(folder, {"resumed_after_epoch": run.done, "machine": machine, "same_machine": same})
     print(f"Resuming {folder} after epoch {run.done}, on {note}.")
     return run
+
+
+def move(xp, nets):
+    """Replace everything that lives between the steps of nets (name -> layers, optimisers) by xp's arrays."""
+    for layer, opt in [pair for layers, opts in nets.values() for pair in zip(layers, opts, strict=True)]:
+        arrays.move(xp, layer.params, layer.state, opt.state)
 
 
 def images(auto):

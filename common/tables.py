@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common import ROOT, cli, compilation, data, record
+from common import ROOT, arrays, cli, compilation, data, record
 from common.evaluate import mean_sd
 
 
@@ -34,10 +34,13 @@ def images(auto):
     return lambda name, options: data.load(name, options.data_dir, auto=auto)
 
 
-def run(doc, tables, run_variant, name, load, kinds, config=Config):
+def run(doc, tables, run_variant, name, load, kinds, config=Config, device=False):
     """The script: run_variant(settings, cfg, ds, seed) -> a line; name: of the folders in runs/, NAME_TABLE;
-    load(data set's name, options) -> data set; kinds: of layers, see compilation.py."""
-    cfg, options = cli.parse(config, doc, choices={"table": tuple(tables)})
+    load(data set's name, options) -> data set; kinds: of layers, see compilation.py; device: whether there is a
+    --device, of which run_variant then gets the array module as well."""
+    cfg, options = cli.parse(config, doc, choices={"table": tuple(tables)}, device=device)
+    xp = arrays.module(options.device if device else "cpu")
+    where = [xp] if device else []
     cfg.table = cfg.table or next(iter(tables))
     seeds, done, wanted = options.seeds, set(), options.dataset
     if options.save:
@@ -67,7 +70,7 @@ def run(doc, tables, run_variant, name, load, kinds, config=Config):
     if not options.resume:
         folder = record.new_run(options.out or ROOT / "runs" / f"{name}_{cfg.table}", seeds[0])
         first = {"command": record.command(), "seeds": seeds, "config": asdict(cfg), "commit": record.commit()}
-        first |= {"machine": record.machine(threads), "dataset": {"name": ds.name, "sha256": ds.sha256}}
+        first |= {"machine": record.machine(threads, xp), "dataset": {"name": ds.name, "sha256": ds.sha256}}
         record.append(folder, first)
     print(f"{len(variants)} variants x {len(seeds)} seeds on {ds.name} -> {folder}", flush=True)
     for seed in seeds:
@@ -75,7 +78,7 @@ def run(doc, tables, run_variant, name, load, kinds, config=Config):
             if (variant, seed) in done:
                 continue
             begin = time.perf_counter()
-            line = run_variant(tables[cfg.table][0] | settings, cfg, ds, seed)
+            line = run_variant(tables[cfg.table][0] | settings, cfg, ds, seed, *where)
             record.append(folder, {"variant": variant, "group": group, "seed": seed} | line)
             found = "  ".join(f"{net.upper()} {percent:.2f} %" for net, percent in scores(line).items())
             print(f"seed {seed}  {variant:50s} {found}  {time.perf_counter() - begin:.0f} s", flush=True)

@@ -52,6 +52,7 @@ from common.labels import one_hot, sampled_labels, wrong_labels
 from common.layers import Dense
 from common.optim import SCHEDULES, SGD, Adam
 from common.split import Split, pixels
+from common.steps import Steps
 
 
 @dataclass
@@ -107,6 +108,7 @@ class Net:
         make = Adam if cfg.optimiser == "adam" else SGD
         self.opts = [make(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in self.layers]
         self.head_opt = SGD(self.head.params, cfg.head_lr, decay=cfg.head_decay)
+        self.steps = Steps()
 
 
 def ff_step(net, pixels, labels, cfg, rng, n_classes):
@@ -249,16 +251,19 @@ def check(cfg, ds):
 def train_epoch(net, data, rng, cfg, epoch):
     """One pass over the training images -> means over the epoch."""
     n = len(data.train[0])
-    batches = in_batches(n, cfg.batch_size)
-    order = rng.permutation(n)
-    start, log = time.perf_counter(), []
-    for i, rows in enumerate(cli.progress(batches, f"{epoch}/{cfg.n_epochs}"), start=(epoch - 1) * len(batches)):
-        factor = SCHEDULES[cfg.schedule](i, cfg.n_epochs * len(batches))
+    order, start = rng.permutation(n), time.perf_counter()
+    batches = [order[rows] for rows in in_batches(n, cfg.batch_size)]
+    first, total = (epoch - 1) * len(batches), cfg.n_epochs * len(batches)
+    factors = [SCHEDULES[cfg.schedule](first + i, total) for i in range(len(batches))]
+
+    def step(rng, rows, factor):
         for opt in net.opts:
             opt.lr = cfg.lr * factor
         net.head_opt.lr = cfg.head_lr * factor
-        x, labels = data.batch(order[rows], cfg.jitter, rng)
-        log.append(ff_step(net, x[:, data.n_classes :], labels, cfg, rng, data.n_classes))
+        x, labels = data.batch(rows, cfg.jitter, rng)
+        return ff_step(net, x[:, data.n_classes :], labels, cfg, rng, data.n_classes)
+
+    log = net.steps(step, [*net.opts, net.head_opt], rng, f"{epoch}/{cfg.n_epochs}", batches, factors)
     return means(log) | {"silent": silent(net.layers), "seconds": time.perf_counter() - start}
 
 
@@ -294,13 +299,13 @@ def snapshot(folder, epoch, net, g, labels):
 
 def run(cfg, options, threads):
     """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
-    compilation.announce("dense")
+    if options.device == "cpu":
+        compilation.announce("dense")
     this = runs.open_run(cfg, options, threads, "ff_mnist", runs.images("mnist"), check, Split)
     cfg, data = this.cfg, this.split
     net = Net(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
     saved = {"layers": (net.layers, net.opts), "head": ([net.head], [net.head_opt])}
     rng = np.random.default_rng([cfg.seed, 3])
-    this.move(saved)
     this.restore(saved, {"rng": rng})
     clock = runs.Clock(this.done, cfg.n_epochs)
     for epoch in range(this.done + 1, cfg.n_epochs + 1):

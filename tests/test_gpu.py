@@ -55,6 +55,7 @@ def two_epochs(xp, settings):
 SETTINGS = {
     "default": {},
     "jitter, Adam": {"jitter": 2, "optimiser": "adam"},
+    "a smaller last batch": {"train_subset": 36},
     "margin": {"loss": "margin", "negatives": "uniform", "beta": 0.1},
     "softmax": {"loss": "softmax", "negatives": "all", "collaborate": 0.3},
     "all, mean, length": {"negatives": "all", "goodness": "mean", "norm": "length"},

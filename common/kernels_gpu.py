@@ -4,6 +4,10 @@ At these sizes Python takes longer to start an operation than a GPU to do it, so
 Functions that common/kernels_cpu.py has too do the same, in the same place. Nothing here waits for the GPU.
 """
 
+import ctypes
+import functools
+import sys
+
 import cupy as cp
 import numpy as np
 
@@ -137,6 +141,59 @@ def shift(images, moved, most):
     """`augment.shift` by moved (2, B) less `most`: images (B, H, W, C), contiguous."""
     out = cp.empty_like(images)
     return _shift(images, moved, *images.shape, most, out)
+
+
+def matmul(x, W):
+    """x W by cuBLAS in float32: x (B, K), W (K, N), each contiguous or the transpose of what is -> (B, N).
+
+    The same as x @ W, but CuPy lets no cuBLAS call into a CUDA graph.
+    """
+    (x, x_turned, x_width), (W, W_turned, W_width) = _as_stored(x), _as_stored(W)
+    (B, K), N = x.shape, W.shape[1]
+    out = cp.empty((B, N), np.float32)
+    if out.size and K:  # cuBLAS counts columns first: what it sees is out^T = W^T x^T
+        one, zero = ctypes.c_float(1), ctypes.c_float(0)
+        W_at, x_at, out_at = (ctypes.c_void_p(a.data.ptr) for a in (W, x, out))
+        sizes = W_turned, x_turned, N, B, K
+        blas, handle, _ = _blas(cp.cuda.get_current_stream().ptr)
+        _ok(blas.cublasSgemm_v2(handle, *sizes, _at(one), W_at, W_width, x_at, x_width, _at(zero), out_at, N))
+    else:
+        out.fill(0)
+    return out
+
+
+_at = ctypes.byref
+
+
+def _as_stored(x):
+    """x, whether its rows are columns in memory (0 or 1), and how long what lies together in memory is."""
+    if x.flags.c_contiguous:
+        return x, 0, x.shape[1]
+    if x.flags.f_contiguous:
+        return x, 1, x.shape[0]
+    return cp.ascontiguousarray(x), 0, x.shape[1]
+
+
+@functools.cache
+def _blas(stream):
+    """The cuBLAS library that CuPy has loaded, a handle for this stream, and its workspace.
+
+    Without a workspace of its own it would allocate one, also in a graph.
+    """
+    cp.ones((2, 2), np.float32) @ cp.ones((2, 2), np.float32)  # CuPy loads it: its name is enough from now on
+    version = cp.cuda.runtime.runtimeGetVersion() // 1000
+    blas = ctypes.CDLL(f"cublas64_{version}.dll" if sys.platform == "win32" else f"libcublas.so.{version}")
+    handle, size = ctypes.c_void_p(), 32 << 20
+    workspace = cp.cuda.alloc(size)
+    _ok(blas.cublasCreate_v2(_at(handle)))
+    _ok(blas.cublasSetStream_v2(handle, ctypes.c_void_p(stream)))
+    _ok(blas.cublasSetWorkspace_v2(handle, ctypes.c_void_p(workspace.ptr), ctypes.c_size_t(size)))
+    return blas, handle, workspace
+
+
+def _ok(status):
+    if status:
+        raise RuntimeError(f"cuBLAS failed with status {status}")
 
 
 def take(rows, i):

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.arrays import namespace
 from common.layers import Dense, activate, relu_grad, stack
-from common.product import gradient
+from common.product import gradient, matmul
 from common.sparse import times
 
 
@@ -36,7 +36,7 @@ class LabelInput:
         p, pw, squares = part
         r_inverse = self.scale(squares, codes) if self.norm != "none" else None  # (n*B,)
         W, b = self.params["W"], self.params["b"]
-        z = codes @ W[: self.n_classes]
+        z = matmul(codes, W[: self.n_classes])
         by_label = z.reshape(-1, *pw.shape)  # (n, B, n_out), the same memory
         by_label += pw
         if r_inverse is not None:
@@ -72,7 +72,9 @@ class LabelInput:
         parts = [(codes[rows], dz), (p[images], of_images[images])]
         if pull is not None:  # as in Dense
             weights = xp.full(len(y), 1, dtype=y.dtype) if r_inverse is None else r_inverse
-            sums = weights @ codes, weights.reshape(-1, B).sum(axis=0) @ p
+            sums = (
+                matmul(*pair)[0] for pair in ((weights[None], codes), (weights.reshape(-1, B).sum(axis=0)[None], p))
+            )
             parts = [(stack(x, each), stack(d, pull)) for (x, d), each in zip(parts, sums, strict=True)]
             db += len(y) * pull
         return None, {"W": gradient(*parts), "b": db}

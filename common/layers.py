@@ -8,7 +8,7 @@ import numpy as np
 
 from common.arrays import gpu_kernels, kernels, namespace
 from common.goodness import MeanSquare, rms_inverse, scale_rows
-from common.product import gradient
+from common.product import gradient, matmul
 from common.sparse import times
 
 
@@ -41,7 +41,7 @@ class Dense:
         dz = relu_grad(dy, y) if self.relu else dy
         dx, db = None, dz.sum(axis=0)
         if need_dx:
-            dx = (dz if pull is None else dz + pull) @ self.params["W"].T
+            dx = matmul(dz if pull is None else dz + pull, self.params["W"].T)
         if pull is not None:  # the same in every row: in x^T dz one row, the sum of all x, stands for them
             x, dz = stack(x, every.sum(axis=0)), stack(dz, pull)
             db += len(every) * pull

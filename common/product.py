@@ -6,7 +6,7 @@ it tile by tile and use each tile up while it is in the cache: nothing of the we
 
 import numpy as np
 
-from common.arrays import kernels, namespace
+from common.arrays import gpu_kernels, kernels, namespace
 
 LEAST = 64  # columns: narrower products go to BLAS, whose edges are finer
 
@@ -28,11 +28,17 @@ class Product:
             first += x.shape[1]
 
 
+def matmul(x, W):
+    """x W: x (B, K), W (K, N) -> (B, N)."""
+    fused = gpu_kernels(x)
+    return fused.matmul(x, W) if fused else x @ W
+
+
 def gradient(*parts):
     """A Product where there are kernels that make one worthwhile, and the array itself elsewhere."""
     _, dz = parts[0]
     if kernels(dz) and dz.shape[1] >= LEAST:
         return Product(*parts)
     if len(parts) == 1:
-        return parts[0][0].T @ dz
-    return namespace(dz).concatenate([x.T @ each for x, each in parts])
+        return matmul(parts[0][0].T, dz)
+    return namespace(dz).concatenate([matmul(x.T, each) for x, each in parts])

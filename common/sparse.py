@@ -7,6 +7,7 @@ of five inputs of the upper layers are zero. BLAS multiplies with all of them; h
 import numpy as np
 
 from common.arrays import kernels
+from common.product import matmul
 
 DENSEST = 0.65  # share of x that is not zero, from which BLAS is faster
 FEWEST = 32  # rows of x, below which packing W does not pay
@@ -16,10 +17,10 @@ def times(x, W):
     """x (B, K), W (K, N) -> x W (B, N)."""
     k = kernels(x)
     if k is None or kernels(W) is None or len(x) < FEWEST or W.shape[1] < k.SPAN or not W.flags.c_contiguous:
-        return x @ W
+        return matmul(x, W)
     values, places, counts = k.nonzeros(np.ascontiguousarray(x))
     if counts.sum() > DENSEST * x.size:
-        return x @ W
+        return matmul(x, W)
     out = np.empty((len(x), W.shape[1]), np.float32)
     k.sparse_product(values, places, counts, W, out)
     return out

@@ -13,7 +13,7 @@ import pytest
 import scripts
 import standin
 
-from common import arrays, cli, goodness, layers, optim
+from common import arrays, cli, goodness, layers, optim, product
 from common.augment import shift
 from common.split import Split
 
@@ -95,6 +95,24 @@ def test_kernels_of_rows(n):
     bad = on["z"].copy()
     bad[3, 0] = xp.nan
     assert np.isnan(arrays.host(layers.activate(bad, on["b"]))[3, 0])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 5, 3), (200, 784, 2000), (3, 0, 4)])
+def test_products_in_every_layout(shape):
+    xp, rng = gpu(), np.random.default_rng(0)
+    B, K, N = shape
+    a, b = rng.standard_normal((B, K)), rng.standard_normal((K, N))
+
+    def layouts(x):
+        ours = xp.asarray(x.astype(np.float32))
+        wide = xp.zeros((x.shape[0], x.shape[1] + 2), np.float32)
+        wide[:, 2:] = ours
+        return ours, xp.ascontiguousarray(ours.T).T, wide[:, 2:]
+
+    for x in layouts(a):
+        for W in layouts(b):
+            got = arrays.host(product.matmul(x, W))
+            assert np.linalg.norm(got - a @ b) <= 1e-6 * np.linalg.norm(a @ b)
 
 
 def test_kernels_of_losses():

@@ -47,8 +47,8 @@ class LabelInput:
     def scale(self, squares, codes):
         """1 / r of every row."""
         n = len(codes) // len(squares)
-        D, total = len(self.params["W"]), namespace(codes).concatenate([squares] * n) + (codes * codes).sum(axis=1)
-        r_inverse = 1 / namespace(codes).sqrt(total / D + 1e-8)
+        D, total = len(self.params["W"]), (codes * codes).sum(axis=1).reshape(n, -1) + squares
+        r_inverse = 1 / namespace(codes).sqrt(total.ravel() / D + 1e-8)
         return r_inverse if self.norm == "rms" else r_inverse * codes.dtype.type(D**-0.5)
 
     def backward(self, dy, cache, need_dx=False, pull=None, rows=None):

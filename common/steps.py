@@ -76,8 +76,10 @@ class Steps:
                 body()  # once as it is: whatever has to be compiled is compiled
                 launched += 1
                 self.stream.begin_capture()
-                body()
-                self.graph = self.stream.end_capture()
+                try:
+                    body()
+                finally:
+                    self.graph = self.stream.end_capture()
         for _ in cli.progress(range(len(every) - launched), label):
             self.graph.launch(self.stream)
         kept = [each.copy() for each in self.results]

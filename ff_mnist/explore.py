@@ -10,7 +10,7 @@ image is ever looked at. Everything is run by the scripts' own functions.
     jitter          the numbers of train.py --jitter 2, at full width: a case for --device cuda
     unsupervised    learning rate and number of blurs of unsupervised.py; unsupervised-long: the best of both, longer
     local           learning rate of unsupervised.py --local
-    recurrent       learning rate and sizes of recurrent.py --blind; recurrent-wide: wider, longer, and not blind
+    recurrent       learning rate and sizes of recurrent.py --blind; -wide: wider, longer, and not blind; -deep: deeper
     amsga           what AMSGA's paper leaves open: normalisation, learning rate, threshold, readings of its text
     amsga-parts     all four parts of amsga.py, each left out, each alone, none
     hff             scale, margin, prototypes and votes of hff.py; hff-cifar10: the same on --dataset cifar10
@@ -174,6 +174,15 @@ TABLES = {
             ("sizes", "units 2000,2000, label 0.3", {"sizes": "2000,2000", "lr": 0.001, "label": 0.3}),
         ],
     ),
+    "recurrent-deep": (
+        {"n_epochs": 12, "lr": 0.001},
+        [
+            ("steps", "units 1000,1000, five steps", {"sizes": "1000,1000", "lr": 0.002, "steps": 5}),
+            ("sizes", "units 1000,1000,1000, learning rate 0.002", {"sizes": "1000,1000,1000", "lr": 0.002}),
+            ("sizes", "units 1000,1000,1000", {"sizes": "1000,1000,1000"}),
+            ("sizes", "units 1000,1000,1000,1000", {"sizes": "1000,1000,1000,1000"}),
+        ],
+    ),
     "amsga": (
         {"n_epochs": 15},
         [
@@ -257,6 +266,7 @@ SCRIPTS |= {"unsupervised-long": (unsupervised, ask_unsupervised)}
 SCRIPTS |= {
     "recurrent": (recurrent, ask_recurrent),
     "recurrent-wide": (recurrent, ask_recurrent),
+    "recurrent-deep": (recurrent, ask_recurrent),
     "dtg": (dtg_mlp, ask_dtg),
 }
 SCRIPTS |= {"amsga": (amsga, ask_amsga), "amsga-parts": (amsga, ask_amsga)}

@@ -41,7 +41,7 @@ def groups(folder, kind=""):
         lines = record.read(path)
         if not lines or "final" not in lines[-1]:
             raise record.RecordError(f"{path} has no final line: only finished runs belong in results/")
-        settings = {k: v for k, v in lines[0]["config"].items() if k != "seed"}
+        settings = {k: v for k, v in lines[0]["config"].items() if k not in ("seed", "snapshot_every")}
         runs = found.setdefault(json.dumps([lines[0]["dataset"]["name"], settings], sort_keys=True), [])
         if any(run[0]["config"]["seed"] == lines[0]["config"]["seed"] for run in runs):
             raise record.RecordError(f"{path} repeats a run (settings and seed) that another record already holds")
@@ -266,6 +266,14 @@ def script(run):
     return Path(run[0]["command"].split()[1]).stem
 
 
+def training(runs):
+    """Seconds of training, the median on every kind of machine: "3729; NVIDIA H200: 37"."""
+    found = {}
+    for run in runs:
+        found.setdefault(run[0]["machine"].get("gpu", ""), []).append(sum(line["seconds"] for line in epochs(run)))
+    return "; ".join(f"{gpu}: {np.median(found[gpu]):.0f}".removeprefix(": ") for gpu in sorted(found))
+
+
 def mnist_errors(all_runs):
     """One row per script and settings: test errors of its read-outs beside the paper's."""
     head = ["Experiment", "Network", "Data", "Test error, %", "by one pass, %", "Paper, %", "n", "Training, s"]
@@ -280,10 +288,9 @@ def mnist_errors(all_runs):
         sizes = "local fields" if config.get("local") else config["sizes"].replace(",", ", ")
         kind = MNIST_NAMES[name] + (f", shifts up to {config['jitter']}" if config.get("jitter") else "")
         kind += "".join(f", {k} {config[k]}" for k, v in USUAL.items() if config.get(k, v) != v)
-        seconds = np.median([sum(line["seconds"] for line in epochs(run)) for run in runs])
         row = [kind, sizes, data(runs), spread([100 * (1 - t["acc"]) for t in test]), softmax, paper, len(runs)]
         rows.append(
-            [*row, f"{seconds:.0f}", f"`{command(runs)}`", ", ".join(sorted({run[0]["commit"] or "–" for run in runs}))]
+            [*row, training(runs), f"`{command(runs)}`", ", ".join(sorted({run[0]["commit"] or "–" for run in runs}))]
         )
     return markdown([*head, "Command", "Commit"], rows) if rows else "No results yet."
 
@@ -291,10 +298,9 @@ def mnist_errors(all_runs):
 def mnist_summary(all_runs):
     """For the main README: one row per experiment of the paper, error by goodness or by the softmax, beside its own."""
     rows = []
-    for row in [line.strip("| ").split(" | ") for line in mnist_errors(all_runs).splitlines()[2:]]:
-        kind, sizes, some_data, test, softmax, paper, n, seconds = row[:8]
-        if paper != "–":
-            rows.append([kind, sizes, some_data, test, softmax, paper, n, f"{float(seconds) / 60:.0f}"])
+    for *row, seconds in [line.strip("| ").split(" | ")[:8] for line in mnist_errors(all_runs).splitlines()[2:]]:
+        if row[5] != "–":
+            rows.append([*row, re.sub(r"\d+$|\d+(?=;)", lambda found: f"{int(found[0]) / 60:.1f}", seconds)])
     head = ["ff_mnist", "Network", "Data", "Test error, %", "by one pass, %", "Paper, %", "n", "Minutes"]
     return markdown(head, rows) if rows else "No results yet."
 
@@ -340,6 +346,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_mnist-text": ("ff_mnist_text", "", variants),
     "ff_mnist-recurrent": ("ff_mnist_recurrent", "", variants),
     "ff_mnist-recurrent-wide": ("ff_mnist_recurrent-wide", "", variants),
+    "ff_mnist-recurrent-deep": ("ff_mnist_recurrent-deep", "", variants),
 }
 
 

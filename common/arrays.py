@@ -49,8 +49,8 @@ def host(x):
 
 
 def float32(x):
-    """A number as float32; an array as it is."""
-    return x if hasattr(x, "get") else np.float32(x)
+    """A number as float32, also if it is an array on a GPU."""
+    return x.astype(np.float32) if hasattr(x, "get") else np.float32(x)
 
 
 def kernels(x):

@@ -10,7 +10,6 @@ import numpy as np
 
 from common import cli
 from common.arrays import namespace
-from common.optim import Adam
 
 
 class Steps:
@@ -29,32 +28,34 @@ class Steps:
         every = list(zip(*inputs, strict=True))
         xp = namespace(opts[0].params["b"])
         n = sum(np.shape(each[0]) == np.shape(every[0][0]) for each in every)
-        if not hasattr(xp, "cuda") or n < 3 or any(isinstance(opt, Adam) for opt in opts):  # Adam counts its steps
+        if not hasattr(xp, "cuda") or n < 3:
             return [step(rng, *each) for each in cli.progress(every, label)]
-        taken = [opt.t for opt in opts]
+        taken = [opt.t for opt in opts]  # steps, which Adam wants to know
         xp.cuda.Device().synchronize()  # everything that other streams have to do for this epoch
         if self.graph is None:
             self.stream, self.pool = xp.cuda.Stream(non_blocking=True), xp.cuda.MemoryPool()
         with self.stream:
-            found = self._replay(xp, step, rng, every[:n], label)
+            found = self._replay(xp, step, opts, rng, every[:n], label)
+            for opt, t in zip(opts, taken, strict=True):
+                opt.t = t + n
             found += [step(rng, *each) for each in every[n:]]
             self.stream.synchronize()
-        for opt, t in zip(opts, taken, strict=True):
-            opt.t = t + len(every)
         return found
 
-    def _replay(self, xp, step, rng, every, label):
+    def _replay(self, xp, step, opts, rng, every, label):
         from common.kernels_gpu import put, take
 
         def body():
             """A step that finds everything on the GPU: number self.i of the epoch."""
+            for opt, t in zip(opts, self.taken, strict=True):
+                opt.t = t + self.i
             sent = [take(each, self.i) for each in self.buffers]
             found = step(_Given(iter(sent[len(every[0]) :])), *sent[: len(every[0])])
             for buffer, each in zip(self.results, _arrays(found), strict=True):
                 put(buffer, self.i, each)
             self.i += 1
 
-        first, found = 0, []
+        first, found, taken = 0, [], [opt.t for opt in opts]
         if self.graph is None:
             noted = _Noted(rng)
             with xp.cuda.using_allocator(self.pool.malloc):  # a pool of its own: what a graph writes to stays its own
@@ -66,10 +67,11 @@ class Steps:
         sent = [each.astype(np.float32) if each.ndim == 1 else each for each in sent]  # numbers
         if self.graph is None:
             self.buffers = [xp.empty((len(every), *each.shape[1:]), each.dtype) for each in sent]
-            self.i = xp.empty(1, np.int64)
+            self.i, self.taken = xp.empty(1, np.int64), xp.empty((len(opts), 1), np.int64)
         for buffer, each in zip(self.buffers, sent, strict=True):
             buffer[first:] = xp.asarray(each)
         self.i.fill(first)
+        self.taken[...] = xp.asarray(np.array(taken)[:, None])
         launched = first
         if self.graph is None:
             with xp.cuda.using_allocator(self.pool.malloc):

@@ -276,8 +276,8 @@ SCRIPTS |= {"hff": (hff, ask_hff), "hff-cifar10": (hff, ask_hff)}
 def run_variant(settings, cfg, ds, seed, xp=np):
     """Train one variant -> what its line in the record says: accuracies on all held-out images, from 0 to 1."""
     script, ask = SCRIPTS.get(cfg.table, (train, ask_train))
-    if xp is not np and script is not train:
-        raise cli.UsageError(f"--device cuda: the tables of train.py only, {cfg.table} is not one of them")
+    if xp is not np and script not in (train, recurrent):
+        raise cli.UsageError(f"--device cuda: {script.__name__}.py, whose table {cfg.table} is, runs on the CPU only")
     chosen = replace(script.Config(), **settings, seed=seed, validation=cfg.validation, eval_subset=1000)
     chosen.train_subset = cfg.train_subset or chosen.train_subset
     chosen.n_epochs = cfg.n_epochs or chosen.n_epochs

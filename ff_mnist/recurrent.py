@@ -36,6 +36,7 @@ from common import cli, compilation, record, runs, split  # before NumPy, see co
 # isort: split
 import numpy as np
 
+from common.arrays import host, namespace
 from common.evaluate import accuracy, in_batches, silent
 from common.goodness import SumSquare, normalise, peers, softmax_cross_entropy, threshold_loss, unsettled
 from common.labels import one_hot, sampled_labels
@@ -44,6 +45,7 @@ from common.optim import SCHEDULES, SGD, Adam
 from common.product import gradient
 from common.sparse import times
 from common.split import Split, pixels
+from common.steps import Steps
 
 
 @dataclass
@@ -97,6 +99,7 @@ class Net:
         make = Adam if cfg.optimiser == "adam" else SGD
         self.opts = [make(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in self.layers]
         self.head_opt = SGD(self.head.params, cfg.head_lr, decay=cfg.head_decay)
+        self.steps = Steps()
 
 
 def bottom_up(layers, x):
@@ -114,7 +117,7 @@ def unroll(layers, x, labels, y, cfg):
     x (B, D) images, labels (R, K) one-hot rows, y: the states at step 0, a list of (R, n). Row r shows image r mod B.
     """
     drive = times(x, layers[0].params["W"])  # (B, n), the same at every step and under every label
-    drive = np.concatenate([drive] * (len(labels) // len(x)))
+    drive = namespace(x).concatenate([drive] * (len(labels) // len(x)))
     for _ in range(cfg.steps):
         h = [normalise(v) for v in y]
         below, above = [None, *h[:-1]], [*h[1:], labels]
@@ -123,18 +126,17 @@ def unroll(layers, x, labels, y, cfg):
             z = times(above[i], layer.params["V"])
             z += times(below[i], layer.params["W"]) if i else drive
             new.append(activate(z, layer.params["b"]))
-        a, b = np.float32(cfg.damping), np.float32(1 - cfg.damping)
-        y = [a * old + b * each for old, each in zip(y, new, strict=True)]
+        y = [cfg.damping * old + (1 - cfg.damping) * each for old, each in zip(y, new, strict=True)]
         yield below, above, new, y
 
 
 def ff_step(net, x, labels, cfg, rng, n_classes):
-    """One step of learning: x (B, 784), labels (B,) -> layer by layer loss, mean g+, mean g-, over the time steps."""
-    start = bottom_up(net.layers, x)
-    logits, cache = net.head.forward(np.concatenate([normalise(y) for y in start], axis=1))
+    """One step of learning: x (B, 784), labels (B,) -> layer by layer loss, and g (2, B) of right and wrong labels."""
+    start, xp = bottom_up(net.layers, x), namespace(x)
+    logits, cache = net.head.forward(xp.concatenate([normalise(y) for y in start], axis=1))
     net.head_opt.step(net.head.backward(softmax_cross_entropy(logits, labels)[1], cache)[1])
-    both = code(np.concatenate([labels, sampled_labels(logits, labels, rng)]), cfg, n_classes)  # (2B, 10)
-    grads, log = ff_grads(net.layers, x, both, [np.concatenate([y, y]) for y in start], cfg)
+    both = code(xp.concatenate([labels, sampled_labels(logits, labels, rng)]), cfg, n_classes)  # (2B, 10)
+    grads, log = ff_grads(net.layers, x, both, [xp.concatenate([y, y]) for y in start], cfg)
     for opt, of_layer in zip(net.opts, grads, strict=True):
         opt.step(of_layer)
     return log
@@ -142,26 +144,27 @@ def ff_step(net, x, labels, cfg, rng, n_classes):
 
 def code(labels, cfg, n_classes):
     """What stands above the top layer: labels (R,) -> (R, K)."""
-    return one_hot(labels, n_classes) * np.float32((cfg.label * n_classes) ** 0.5)
+    return one_hot(labels, n_classes) * (cfg.label * n_classes) ** 0.5
 
 
 def ff_grads(layers, x, labels, y, cfg):
-    """Gradients of all layers over all time steps: x (B, D), labels (2B, K), states at step 0 -> grads, log (L, 3).
+    """Gradients of all layers over all time steps: x (B, D), labels (2B, K), states at step 0 -> grads; layer by layer
+    loss, and goodness (2, B) of right and wrong labels, means over these steps.
 
     Every time step that the label has reached has a loss of its own, layer by layer; what is lowered is their mean.
     """
-    B = len(x)
-    t, L = np.repeat(np.float32([1, -1]), B), len(layers)
+    B, L, xp = len(x), len(layers), namespace(x)
+    t = xp.concatenate([xp.ones_like(x[:, 0]), -xp.ones_like(x[:, 0])])
     seen = [{"below": [], "above": [], "dz": [], "b": []} for _ in layers]
-    log = np.zeros((len(layers), 3))
+    log = [[] for _ in layers]
     blind = [0 if cfg.blind else L - 1 - i for i in range(L)]  # steps before the label has come down to a layer
     for step, (below, above, new, now) in enumerate(unroll(layers, x, labels, y, cfg)):
-        below[0] = np.concatenate([x, x])
+        below[0] = xp.concatenate([x, x])
         for i, layer in enumerate(layers):
             n = cfg.steps - blind[i]
             if step < blind[i]:
                 continue
-            part = np.float32((1 - cfg.damping) / n)  # of dL/dy: the old state is given, nothing goes back in time
+            part = (1 - cfg.damping) / n  # of dL/dy: the old state is given, nothing goes back in time
             g, squares = SumSquare().forward(now[i])
             loss, dg = threshold_loss(g, t, cfg.theta * now[i].shape[1])
             rows = unsettled(dg)  # after a few epochs, few rows have anything left to learn
@@ -171,26 +174,28 @@ def ff_grads(layers, x, labels, y, cfg):
             seen[i]["dz"].append(stack(dz, pull))
             for key, each in (("below", below[i]), ("above", above[i])):  # one row, their sum, stands for them
                 seen[i][key].append(stack(each[rows], each.sum(axis=0)))
-            log[i] += np.array([loss, g[:B].mean(), g[B:].mean()]) / n
+            log[i].append((loss, g))
     grads = []
     for one in seen:
-        below, above, dz = (np.concatenate(one[key]) for key in ("below", "above", "dz"))  # (rows, ...)
+        below, above, dz = (xp.concatenate(one[key]) for key in ("below", "above", "dz"))  # (rows, ...)
         grads.append({"W": gradient((below, dz)), "V": gradient((above, dz)), "b": sum(one["b"])})
-    return grads, log
+    means = [[sum(each) / len(each) for each in zip(*of_layer, strict=True)] for of_layer in log]
+    return grads, [(loss, g.reshape(2, B)) for loss, g in means]
 
 
 def goodness_of_labels(net, x, cfg, n_classes):
     """Goodness of every candidate label at every step: x (N, 784) -> (steps, n_layers, N, 10)."""
-    found = []
+    found, xp = [], namespace(x)
     for rows in in_batches(len(x), 100):
         B = len(x[rows])
-        codes = code(np.repeat(np.arange(n_classes), B), cfg, n_classes)  # (10 B, 10)
-        y = [np.concatenate([v] * n_classes) for v in bottom_up(net.layers, x[rows])]
-        found.append([
-            [SumSquare().forward(v)[0].reshape(n_classes, B).T for v in now]
+        codes = code(xp.repeat(xp.arange(n_classes), B), cfg, n_classes)  # (10 B, 10)
+        y = [xp.concatenate([v] * n_classes) for v in bottom_up(net.layers, x[rows])]
+        per_step = [
+            xp.stack([SumSquare().forward(v)[0].reshape(n_classes, B).T for v in now])
             for _, _, _, now in unroll(net.layers, x[rows], codes, y, cfg)
-        ])  # fmt: skip
-    return np.concatenate(found, axis=2)
+        ]
+        found.append(xp.stack(per_step))
+    return xp.concatenate(found, axis=2)
 
 
 def vote(g, cfg):
@@ -216,25 +221,31 @@ def check(cfg, ds):
 def train_epoch(net, data, rng, cfg, epoch):
     """One pass over the training images -> means over the epoch."""
     n = len(data.train[0])
-    batches = in_batches(n, cfg.batch_size)
-    order = rng.permutation(n)
-    start, log = time.perf_counter(), []
-    for i, rows in enumerate(cli.progress(batches, f"{epoch}/{cfg.n_epochs}"), start=(epoch - 1) * len(batches)):
-        factor = SCHEDULES[cfg.schedule](i, cfg.n_epochs * len(batches))
+    order, start = rng.permutation(n), time.perf_counter()
+    batches = [order[rows] for rows in in_batches(n, cfg.batch_size)]
+    first, total = (epoch - 1) * len(batches), cfg.n_epochs * len(batches)
+    factors = [SCHEDULES[cfg.schedule](first + i, total) for i in range(len(batches))]
+
+    def step(rng, rows, factor):
         for opt in net.opts:
             opt.lr = cfg.lr * factor
         net.head_opt.lr = cfg.head_lr * factor
-        images, labels = (part[order[rows]] for part in data.train)
-        log.append(ff_step(net, normalise(pixels(images)), labels, cfg, rng, data.n_classes))
-    loss, g_pos, g_neg = np.mean(log, axis=0).T
-    return {"loss": loss, "g_pos": g_pos, "g_neg": g_neg, "silent": silent(net.layers)} | {
-        "seconds": time.perf_counter() - start
-    }
+        x, labels = data.batch(rows, 0, rng)
+        return ff_step(net, normalise(x), labels, cfg, rng, data.n_classes)
+
+    log = net.steps(step, [*net.opts, net.head_opt], rng, f"{epoch}/{cfg.n_epochs}", batches, factors)
+    found = {name: [] for name in ("loss", "g_pos", "g_neg")}
+    for of_layer in zip(*log, strict=True):
+        loss, g = zip(*of_layer, strict=True)
+        xp = namespace(g[0])
+        for name, values in zip(found, (xp.stack(loss), *xp.concatenate(g, axis=1)), strict=True):
+            found[name].append(host(values).mean())
+    return found | {"silent": silent(net.layers), "seconds": time.perf_counter() - start}
 
 
 def evaluate(net, images, labels, cfg, n_classes):
     """Accuracy on uint8 images: by goodness, and by each step's goodness alone -> dict, goodness of every label."""
-    g = goodness_of_labels(net, normalise(pixels(images)), cfg, n_classes)
+    g = host(goodness_of_labels(net, normalise(pixels(images)), cfg, n_classes))
     steps = [accuracy(step.sum(axis=0).argmax(axis=1), labels) for step in g]
     return {"acc": accuracy(vote(g, cfg), labels), "step_acc": steps}, g
 
@@ -242,13 +253,14 @@ def evaluate(net, images, labels, cfg, n_classes):
 def snapshot(folder, epoch, g, labels):
     """What the figures need of this epoch: goodness of every label at every step, right labels."""
     (folder / "snapshots").mkdir(exist_ok=True)
-    arrays = {"goodness": g[:, :, :100], "labels": labels[:100]}
+    arrays = {"goodness": g[:, :, :100], "labels": host(labels[:100])}
     record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", arrays, {"epoch": epoch})
 
 
 def run(cfg, options, threads):
     """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
-    compilation.announce("dense")
+    if options.device == "cpu":
+        compilation.announce("dense")
     this = runs.open_run(cfg, options, threads, "ff_mnist_recurrent", runs.images("mnist"), check, Split)
     cfg, data = this.cfg, this.split
     net = Net(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
@@ -275,7 +287,7 @@ def run(cfg, options, threads):
 
 
 def main():
-    cfg, options = cli.parse(Config, __doc__, choices=CHOICES)
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, device=True)
     threads = runs.threads(options)
     finals = []
     for seed in options.seeds:

@@ -180,7 +180,6 @@ TABLES = {
             ("steps", "units 1000,1000, five steps", {"sizes": "1000,1000", "lr": 0.002, "steps": 5}),
             ("sizes", "units 1000,1000,1000, learning rate 0.002", {"sizes": "1000,1000,1000", "lr": 0.002}),
             ("sizes", "units 1000,1000,1000", {"sizes": "1000,1000,1000"}),
-            ("sizes", "units 1000,1000,1000,1000", {"sizes": "1000,1000,1000,1000"}),
         ],
     ),
     "amsga": (

@@ -24,11 +24,13 @@ from common import cli, compilation, record, runs, split  # before NumPy, see co
 # isort: split
 import numpy as np
 
+from common.arrays import host, namespace
 from common.evaluate import accuracy, in_batches
 from common.goodness import softmax_cross_entropy
 from common.layers import Dense
 from common.optim import SCHEDULES, SGD, Adam
 from common.split import Split, pixels
+from common.steps import Steps
 
 
 @dataclass
@@ -80,7 +82,7 @@ def predict(layers, images):
         for layer in layers:
             h, _ = layer.forward(h, train=False)
         found.append(h.argmax(axis=1))
-    return np.concatenate(found)
+    return namespace(images).concatenate(found)
 
 
 def check(cfg, ds):
@@ -92,31 +94,37 @@ def check(cfg, ds):
     runs.positive(cfg, "lr")
 
 
-def train_epoch(layers, opts, data, rng, cfg, epoch):
+def train_epoch(layers, opts, steps, data, rng, cfg, epoch):
     """One pass over the training images -> its mean loss and its seconds."""
     n = len(data.train[0])
-    batches = in_batches(n, cfg.batch_size)
-    order = rng.permutation(n)
-    start, losses = time.perf_counter(), []
-    for i, rows in enumerate(cli.progress(batches, f"{epoch}/{cfg.n_epochs}"), start=(epoch - 1) * len(batches)):
+    order, start = rng.permutation(n), time.perf_counter()
+    batches = [order[rows] for rows in in_batches(n, cfg.batch_size)]
+    first, total = (epoch - 1) * len(batches), cfg.n_epochs * len(batches)
+    factors = [SCHEDULES[cfg.schedule](first + i, total) for i in range(len(batches))]
+
+    def step(rng, rows, factor):
         for opt in opts:
-            opt.lr = cfg.lr * SCHEDULES[cfg.schedule](i, cfg.n_epochs * len(batches))
-        losses.append(bp_step(layers, opts, *data.batch(order[rows], cfg.jitter, rng)))
-    return {"loss": np.mean(losses), "seconds": time.perf_counter() - start}
+            opt.lr = cfg.lr * factor
+        return bp_step(layers, opts, *data.batch(rows, cfg.jitter, rng))
+
+    losses = steps(step, opts, rng, f"{epoch}/{cfg.n_epochs}", batches, factors)
+    return {"loss": host(namespace(losses[0]).stack(losses)).mean(), "seconds": time.perf_counter() - start}
 
 
 def run(cfg, options, threads):
     """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
-    compilation.announce("dense")
+    if options.device == "cpu":
+        compilation.announce("dense")
     this = runs.open_run(cfg, options, threads, "ff_mnist_backprop", runs.images("mnist"), check, Split)
     cfg, data = this.cfg, this.split
+    steps = Steps()
     layers, opts = build(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
     rng = np.random.default_rng([cfg.seed, 3])
     saved = {"layers": (layers, opts)}
     this.restore(saved, {"rng": rng})
     clock = runs.Clock(this.done, cfg.n_epochs)
     for epoch in range(this.done + 1, cfg.n_epochs + 1):
-        log = train_epoch(layers, opts, data, rng, cfg, epoch)
+        log = train_epoch(layers, opts, steps, data, rng, cfg, epoch)
         for key, (images, labels) in data.parts("train", "val").items():
             log[key] = {"acc": accuracy(predict(layers, images[: cfg.eval_subset]), labels[: cfg.eval_subset])}
         record.append(this.folder, {"epoch": epoch} | log)
@@ -133,7 +141,7 @@ def run(cfg, options, threads):
 
 
 def main():
-    cfg, options = cli.parse(Config, __doc__, choices=CHOICES)
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, device=True)
     threads = runs.threads(options)
     finals = []
     for seed in options.seeds:

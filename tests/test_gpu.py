@@ -16,8 +16,9 @@ import standin
 from common import arrays, cli, goodness, layers, optim, product, runs
 from common.augment import shift
 from common.split import Split
+from common.steps import Steps
 
-train, recurrent = scripts.load("ff_mnist/train.py"), scripts.load("ff_mnist/recurrent.py")
+train, recurrent, backprop = (scripts.load(f"ff_mnist/{name}.py") for name in ("train", "recurrent", "backprop"))
 
 
 def gpu():
@@ -73,6 +74,25 @@ def test_training_is_the_same_on_every_device(name, settings):
     assert np.allclose(ours[1], theirs[1], rtol=1e-3, atol=1e-3)
     assert np.allclose(ours[3], theirs[3], rtol=1e-3)
     assert all(ours[2][key] == theirs[2][key] for key in ours[2] if key != "seconds")
+
+
+@pytest.mark.parametrize("name", ["stand-in", "CuPy"])
+def test_backpropagation_is_the_same_on_every_device(name):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8), rng.integers(0, 10, 60).astype(np.uint8)
+    ds = SimpleNamespace(x_train=x, y_train=y, x_test=x, y_test=y, class_names=list("0123456789"), name="noise")
+    cfg = backprop.Config(sizes="40,30", batch_size=10, validation=10, n_epochs=2)
+    found = []
+    for xp in (np, other_module(name)):
+        data, (layers, opts) = Split(ds, cfg), backprop.build(cfg, 64, 10, np.random.default_rng(1))
+        if xp is not np:
+            data.to(xp)
+            runs.move(xp, {"layers": (layers, opts)})
+        rng, steps = np.random.default_rng(2), Steps()
+        losses = [backprop.train_epoch(layers, opts, steps, data, rng, cfg, epoch)["loss"] for epoch in (1, 2)]
+        found.append((losses, [arrays.host(layer.params["W"]) for layer in layers]))
+    assert np.allclose(*(losses for losses, _ in found), rtol=1e-4)
+    assert all(far(a, b) < 1e-4 for a, b in zip(found[1][1], found[0][1], strict=True))
 
 
 def far(a, b):

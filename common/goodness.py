@@ -116,8 +116,11 @@ def normalise(y, g=None, eps=1e-8):
     g: the rows' mean squares, if they are known already.
     """
     if g is None:
-        if y.ndim == 2 and gpu_kernels(y) and y.flags.c_contiguous:
-            return gpu_kernels(y).normalise_rows(y, eps)
+        k = kernels(y) or gpu_kernels(y)
+        if k and y.ndim == 2 and y.flags.c_contiguous:
+            out = namespace(y).empty_like(y)
+            k.normalise_rows(y, np.float32(eps), out)
+            return out
         g, _ = MeanSquare().forward(y)
     return scale_rows(y, rms_inverse(g, eps))
 

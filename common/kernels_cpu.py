@@ -687,6 +687,22 @@ def row_squares(y, out):
 
 
 @njit(parallel=True, cache=True)
+def normalise_rows(y, eps, out):
+    """out[i] = y[i] / sqrt(mean of y[i]^2 + eps), while the row is in the cache: y and out (B, n)."""
+    n = y.shape[1]
+    whole = n // LANES * LANES
+    for i in prange(len(y)):
+        sums = aligned(LANES)
+        sums[:] = 0
+        _square_lanes(y, i * n, whole, sums)
+        for j in range(whole, n):
+            sums[j - whole] += y[i, j] * y[i, j]
+        factor = np.float32(1) / np.sqrt(_lane_sum(sums, 0) / np.float32(n) + eps)
+        for j in range(n):
+            out[i, j] = factor * y[i, j]
+
+
+@njit(parallel=True, cache=True)
 def scale_each_row(y, factor, out):
     """out[i] = factor[i] y[i]: y and out (B, n), factor (B,)."""
     for i in prange(len(y)):

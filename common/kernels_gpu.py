@@ -116,11 +116,9 @@ def adam(w, g, m, v, step_size, beta1, beta2, root, eps, decay):
     _adam(g, step_size, beta1, beta2, root, eps, decay, w, m, v)
 
 
-def normalise_rows(y, eps):
-    """y / sqrt(mean of y^2 + eps) of each row: y (B, n), contiguous -> (B, n)."""
-    out = cp.empty_like(y)
-    _normalise((len(y),), (256,), (y, np.int32(y.shape[1]), np.float32(eps), out))
-    return out
+def normalise_rows(y, eps, out):
+    """out[i] = y[i] / sqrt(mean of y[i]^2 + eps): y and out (B, n), contiguous."""
+    _normalise((len(y),), (256,), (y, np.int32(y.shape[1]), eps, out))
 
 
 def threshold_loss(g, t, theta, beta):

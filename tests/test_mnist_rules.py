@@ -81,7 +81,7 @@ def test_label_input_gradient():
 
 
 def test_float32_kernels_of_dense_rows():
-    """bias_relu, relu_grad_rows, row_squares and scale_each_row against the same lines in float64."""
+    """bias_relu, relu_grad_rows, row_squares, normalise_rows and scale_each_row against the same lines in float64."""
     layer, x = Dense(30, 70, np.random.default_rng(0)), rng.standard_normal((9, 30)).astype(np.float32)
     exact = Dense(30, 70, np.random.default_rng(0), dtype=F64)
     layer.params["b"] += 0.1

@@ -185,7 +185,7 @@ def hybrids(run):
         line[0].set_ylabel(name, fontsize=11)
     fig.suptitle("Negatives without labels: this image where the mask is white, another one elsewhere", fontsize=13)
     fig.supxlabel(
-        f"A mask: random bits, blurred {run.config['blurs']} times with [¼, ½, ¼] along rows and columns, cut at ½.",
+        f"A mask: random bits, blurred {run.config['blurs']} time{'s' * (run.config['blurs'] != 1)} with [¼, ½, ¼] along rows and columns, cut at ½.",
         fontsize=10.5,
     )
     return fig

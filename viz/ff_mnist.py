@@ -175,8 +175,7 @@ def filters(run):
 def hybrids(run):
     """Images, masks, and the negatives that are made of them."""
     rows = ("images", "masks", "hybrids")
-    n = 8
-    fig, axes = plt.subplots(len(rows), n, figsize=(9.6, 4.2), layout="constrained")
+    fig, axes = plt.subplots(len(rows), 8, figsize=(9.6, 4.2), layout="constrained")
     names = ("image\n(positive)", "mask", "hybrid\n(negative)")
     for line, key, name in zip(axes, rows, names, strict=True):
         for ax, picture in zip(line, run.snapshot[key].astype(float), strict=False):
@@ -184,8 +183,9 @@ def hybrids(run):
             style.bare(ax)
         line[0].set_ylabel(name, fontsize=11)
     fig.suptitle("Negatives without labels: this image where the mask is white, another one elsewhere", fontsize=13)
+    n = run.config["blurs"]
     fig.supxlabel(
-        f"A mask: random bits, blurred {run.config['blurs']} time{'s' * (run.config['blurs'] != 1)} with [¼, ½, ¼] along rows and columns, cut at ½.",
+        f"A mask: random bits, blurred {n} time{'s' * (n != 1)} with [¼, ½, ¼] along rows and columns, cut at ½.",
         fontsize=10.5,
     )
     return fig

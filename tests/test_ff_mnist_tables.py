@@ -106,7 +106,7 @@ def a_run(script, seed, acc, dataset="mnist", **settings):
     module = scripts.load(f"ff_mnist/{script}.py")
     config = asdict(module.Config()) | {"seed": seed} | settings
     first = {"command": f"python ff_mnist/{script}.py --seed {seed}", "config": config, "commit": "abc"}
-    first["dataset"] = {"name": dataset, "train": 50000}
+    first |= {"dataset": {"name": dataset, "train": 50000}, "machine": {"cpu": "some"}}
     return [first, {"epoch": 1, "loss": [0.1], "seconds": 60.0}, {"final": {"test": acc, "seconds": 61.0}}]
 
 
@@ -129,6 +129,16 @@ def test_errors_stand_beside_the_papers_number_only_for_its_own_settings():
     for (runs, paper, error, n), row in zip(cases, rows_of(results.mnist_errors([c[0] for c in cases])), strict=True):
         assert (row[3], row[5], row[6], row[7]) == (error, paper, n, "60"), runs[0][0]["command"]
         assert row[4].startswith("1.50" if "softmax_acc" in runs[0][-1]["final"]["test"] else "–")
+
+
+def test_seconds_on_a_gpu_stand_apart():
+    acc = {"acc": 0.986, "softmax_acc": 0.985}
+    found = [a_run("train", seed, acc) for seed in (0, 1, 2)]
+    found[1][0]["machine"]["gpu"] = "H200"
+    found[1][1]["seconds"] = 6.0
+    assert rows_of(results.mnist_errors([found]))[0][7] == "60; H200: 6"
+    assert rows_of(results.mnist_summary([found]))[0][7] == "1.0; H200: 0.1"
+    assert rows_of(results.mnist_summary([found[1:2]]))[0][7] == "H200: 0.1"
 
 
 def test_the_sequence_table():

@@ -253,7 +253,7 @@ HINTON = [
     ("train", {"jitter": 0, "sizes": "1000,1000,1000"}, "(1.44)"),
     ("unsupervised", {"local": False}, "1.37"),
     ("unsupervised", {"local": True}, "1.16"),
-    ("recurrent", {"steps": 8, "first": 3, "last": 5, "damping": 0.3}, "1.31"),
+    ("recurrent", {"steps": 8, "first": 3, "last": 5, "damping": 0.3, "blind": False}, "1.31"),
     ("backprop", {"jitter": 0}, "1.4"),
 ]
 USUAL = {"loss": "threshold", "negatives": "hard", "norm": "rms", "goodness": "sum", "collaborate": 0.0}  # in the paper
@@ -287,6 +287,7 @@ def mnist_errors(all_runs):
         paper = next((e for of, some, e in HINTON if usual and of == name and some.items() <= config.items()), "–")
         sizes = "local fields" if config.get("local") else config["sizes"].replace(",", ", ")
         kind = MNIST_NAMES[name] + (f", shifts up to {config['jitter']}" if config.get("jitter") else "")
+        kind += ", --blind" if name == "recurrent" and config.get("blind", True) else ""  # before there was a choice
         kind += "".join(f", {k} {config[k]}" for k, v in USUAL.items() if config.get(k, v) != v)
         row = [kind, sizes, data(runs), spread([100 * (1 - t["acc"]) for t in test]), softmax, paper, len(runs)]
         rows.append(

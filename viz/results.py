@@ -345,6 +345,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_mnist-unsupervised-long": ("ff_mnist_unsupervised-long", "", variants),
     "ff_mnist-local": ("ff_mnist_local", "", variants),
     "ff_mnist-text": ("ff_mnist_text", "", variants),
+    "ff_mnist-text-low": ("ff_mnist_text-low", "", variants),
     "ff_mnist-recurrent": ("ff_mnist_recurrent", "", variants),
     "ff_mnist-recurrent-wide": ("ff_mnist_recurrent-wide", "", variants),
     "ff_mnist-recurrent-deep": ("ff_mnist_recurrent-deep", "", variants),

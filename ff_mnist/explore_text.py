@@ -28,7 +28,7 @@ class Config(tables.Config):
 WINDOW = {"negatives": "none", "readout": 0}
 TABLES = {
     "text": (
-        {"n_epochs": 8},
+        {"n_epochs": 8, "head_lr": 0.01},
         [
             *(
                 (kind, f"{kind}, softmax {head:g}", {"negatives": kind, "head_lr": head})

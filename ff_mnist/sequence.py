@@ -63,7 +63,7 @@ class Config:
     peer: float = 0.03  # strength of peer normalisation (0: off)
     lr: float = 0.001  # learning rate of the hidden layers (momentum 0.9)
     weight_decay: float = 0.001  # theirs
-    head_lr: float = 0.01  # learning rate of the softmax
+    head_lr: float = 0.003  # learning rate of the softmax
     head_decay: float = 0.003  # its weight decay
     schedule: str = "half"  # the learning rate over the run: half (constant, then to 0), linear, cosine or constant
     batch_size: int = 100  # windows per step

@@ -26,6 +26,7 @@ from viz import style
 LOOKS = {"acc": (style.FF, "o"), "softmax_acc": (style.NEG, "s")}
 TWO_WAYS = {"acc": ", by goodness", "softmax_acc": ", by the softmax"}  # train.py
 KINDS = {"teacher": "guesses as last characters", "self": "strings it generated", "none": "random hidden layers"}
+KINDS |= {"window": "no hidden layers"}
 
 
 class Run:
@@ -231,10 +232,10 @@ def positions(found):
     """Characters predicted at each place of a string, for each kind of negatives."""
     split = "val" if "val" in found[0].final else "train"
     fig, ax = plt.subplots(figsize=(9.6, 4.6), layout="constrained")
-    looks = {"teacher": style.FF, "self": style.POS, "none": style.BP}
+    looks = {"teacher": style.FF, "self": style.POS, "none": style.BP, "window": style.NEG}
     smooth = np.ones(9) / 9
     for kind, text in KINDS.items():
-        runs = [run for run in found if run.config["negatives"] == kind]
+        runs = [run for run in found if (run.config["negatives"] if run.config["readout"] else "window") == kind]
         if not runs:
             continue
         share = 100 * np.array([run.final[split]["by_position"] for run in runs])  # (runs, 90)

@@ -317,7 +317,9 @@ def sequence_table(all_runs):
                 for part in ("train", "val")
             ]
             guess = 100 * np.mean(finals[0]["train"]["unigram_by_position"])
-            rows.append([config["negatives"], *found, f"{guess:.2f}", len(runs), f"`{command(runs)}`"])
+            kind = config["negatives"] if config["readout"] else "no hidden layers"
+            kind = "none: random hidden layers" if kind == "none" else kind
+            rows.append([kind, *found, f"{guess:.2f}", len(runs), f"`{command(runs)}`"])
     head = ["Negatives", "Predicted, training strings, %", "held-out strings, %", "The commonest, %", "n", "Command"]
     return markdown(head, rows) if rows else "No results yet."
 

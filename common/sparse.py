@@ -18,6 +18,9 @@ def times(x, W):
     k = kernels(x)
     if k is None or kernels(W) is None or len(x) < FEWEST or W.shape[1] < k.SPAN or not W.flags.c_contiguous:
         return matmul(x, W)
+    some = x[:: len(x) // 8]
+    if np.count_nonzero(some) > (DENSEST + 0.1) * some.size:  # no need to look at every row
+        return matmul(x, W)
     values, places, counts = k.nonzeros(np.ascontiguousarray(x))
     if counts.sum() > DENSEST * x.size:
         return matmul(x, W)

@@ -142,5 +142,5 @@ def run(main):
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; --resume with the run's folder goes on from its last epoch", file=sys.stderr)
+        print("\nstopped; --resume with the run's folder goes on from its last checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -62,10 +62,10 @@ def units(y):
 
 def scale_rows(y, factor):
     """Row b of y (B, ...) times factor[b]."""
-    k = kernels(y)
-    if y.ndim == 2 and y.flags.c_contiguous and (k or gpu_kernels(y)):
+    k, rows = kernels(y), kernels(y) or gpu_kernels(y)
+    if rows and y.ndim == 2 and y.flags.c_contiguous:
         out = namespace(y).empty_like(y)
-        (k or gpu_kernels(y)).scale_each_row(y, factor.astype(np.float32, copy=False), out)
+        rows.scale_each_row(y, factor.astype(np.float32, copy=False), out)
         return out
     inner = y.transpose(*range(1, y.ndim), 0)  # (..., B)
     if k is None or not inner.flags.c_contiguous:

@@ -72,9 +72,8 @@ class LabelInput:
         parts = [(codes[rows], dz), (p[images], of_images[images])]
         if pull is not None:  # as in Dense
             weights = xp.full(len(y), 1, dtype=y.dtype) if r_inverse is None else r_inverse
-            sums = (
-                matmul(*pair)[0] for pair in ((weights[None], codes), (weights.reshape(-1, B).sum(axis=0)[None], p))
-            )
+            of_image = weights.reshape(-1, B).sum(axis=0)  # (B,)
+            sums = matmul(weights[None], codes)[0], matmul(of_image[None], p)[0]
             parts = [(stack(x, each), stack(d, pull)) for (x, d), each in zip(parts, sums, strict=True)]
             db += len(y) * pull
         return None, {"W": gradient(*parts), "b": db}

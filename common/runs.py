@@ -30,8 +30,8 @@ class Run:
     done: int = 0
     saved: tuple | None = None
     xp: object = np  # the array module that it computes with
-    when: float = 0.0  # of the last checkpoint, and
-    took: float = 0.0  # how long it took
+    when: float = 0.0  # of the last checkpoint, a time.perf_counter(), and
+    took: float = 0.0  # how long it took, in seconds
 
     def restore(self, nets, rngs):
         """Move nets (name -> layers, optimisers) to where the run computes, and put the checkpoint, if there is one,
@@ -47,9 +47,12 @@ class Run:
             self.saved = None
 
     def checkpoint(self, epoch, nets, rngs):
-        """Save everything that lives between two epochs, unless that would take more than a twentieth of the time."""
+        """Save everything that lives between two epochs, unless that would take more than a twentieth of the time.
+
+        The last epoch's is always saved.
+        """
         begin = time.perf_counter()
-        if self.took > 0.1 and begin - self.when < 20 * self.took:
+        if epoch < self.cfg.n_epochs and self.took > 0.1 and begin - self.when < 20 * self.took:
             return
         found = {}
         for name, (layers, opts) in nets.items():

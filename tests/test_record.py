@@ -1,9 +1,11 @@
 """Records and checkpoints: whole or not there, and cut back to the checkpoint."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from common import record
+from common import record, runs
 from common.evaluate import accuracy, in_batches, mean_sd, per_class_accuracy, rank_correlation
 from common.layers import Dense
 from common.optim import Adam
@@ -92,3 +94,20 @@ def test_statistics():
     assert np.isclose(rank_correlation([1, 1, 2], [1, 1, 3]), 1)
     assert mean_sd([1, 2, 3]) == (2, 1) and np.isnan(mean_sd([5])[1])
     assert [s.stop for s in in_batches(5, 2)] == [2, 4, 5]
+
+
+def test_checkpoints_take_at_most_a_twentieth_of_the_time(tmp_path, monkeypatch):
+    """A run whose epochs take a second and whose checkpoints take half of one; the last epoch is always saved."""
+    now, saved = [100.0], []
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: now[0])
+
+    def save(folder, arrays, meta):
+        now[0] += 0.5
+        saved.append(meta["epoch"])
+
+    monkeypatch.setattr(record, "save_checkpoint", save)
+    run = runs.Run(SimpleNamespace(n_epochs=25), None, None, tmp_path)
+    for epoch in range(1, 26):
+        now[0] += 1
+        run.checkpoint(epoch, {}, {})
+    assert saved == [1, 11, 21, 25]

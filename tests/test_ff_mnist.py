@@ -183,7 +183,7 @@ def test_hff_features_are_learnt(cache, tmp_path):
 @pytest.mark.parametrize("negatives", ["teacher", "self"])
 def test_text_is_learnt(cache, tmp_path, negatives):
     """Layers that tell real from generated windows predict more than layers that stay as they were drawn."""
-    small = "--strings 60 --validation 20 --sizes 100,100 --n-epochs 10 --head-lr 0.01".split()  # so short a run learns fast
+    small = "--strings 60 --validation 20 --sizes 100,100 --n-epochs 10 --head-lr 0.01".split()
     shares = []
     for i, kind in enumerate((negatives, "none")):
         (tmp_path / str(i)).mkdir()

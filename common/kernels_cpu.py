@@ -41,8 +41,10 @@ def _vector_width():
 LANES, ROWS, VECTORS = _vector_width()
 BLOCK = LANES * VECTORS  # images that one tile works on side by side
 GRAD_ROWS = 8 if LANES == 8 else 12  # accumulators of the weight gradient's tile
-DENSE_ROWS = 6 if LANES == 8 else 12  # of the tile of a dense layer, 2 vectors wide
+DENSE_ROWS = 6 if LANES == 8 else 12  # of a dense layer's: the tile of its gradient, 2 vectors wide,
+FORWARD_ROWS = 5 if LANES == 8 else 10  # and of its forward pass: divides a batch of 100
 PANEL, STRIP = 2 * LANES, 16  # its columns; how many such panels, times the batch, stay in the second-level cache
+TURN = 8  # summands of a dense layer's tile between two turns of asking for memory ahead
 SPAN, DEPTH, TALL = 8 * LANES, 48, 256  # columns, rows of W and rows of x that `sparse_product` works on at a time
 SLACK = GRAD_ROWS * BLOCK  # floats behind packed images, so that a tile's unused rows may read past the end
 
@@ -57,21 +59,22 @@ def _broadcast(builder, scalar):
     return builder.shuffle_vector(first, undefined, zeros)
 
 
-def _make_tile(rows, vectors, accumulate):
+def _make_tile(rows, vectors, accumulate, ahead=False):
     """The tile as a numba intrinsic: C (+)= A^T X; all offsets and strides count floats.
 
     tile(C, c0, cm,  A, a0, ar, aj, am,  X, x0, xr, xj,  R, N):
         C[c0 + m*cm + lane] (+)= sum_{r<R} sum_{j<N} A[a0 + r*ar + j*aj + m*am] * X[x0 + r*xr + j*xj + lane]
     for m < rows and lane < vectors * LANES. Without `accumulate`, C is overwritten.
+
+    With `ahead` two more arguments, F and f: turn r of R first asks for the cache lines at the addresses F[r, :] + f.
     """
     vector = ir.VectorType(ir.FloatType(), LANES)
 
-    @intrinsic
-    def tile(typingctx, C, c0, cm, A, a0, ar, aj, am, X, x0, xr, xj, R, N):
-        signature = types.void(C, *[_INT] * 2, A, *[_INT] * 4, X, *[_INT] * 5)
+    def build(C, A, X, *more):
+        signature = types.void(C, *[_INT] * 2, A, *[_INT] * 4, X, *[_INT] * 5, *more)
 
         def codegen(context, builder, signature, args):
-            (C, c0, cm, A, a0, ar, aj, am, X, x0, xr, xj, R, N) = args
+            (C, c0, cm, A, a0, ar, aj, am, X, x0, xr, xj, R, N) = args[:14]
             c_ptr, a_ptr, x_ptr = (
                 context.make_array(signature.args[k])(context, builder, array).data
                 for k, array in ((0, C), (3, A), (8, X))
@@ -107,6 +110,13 @@ def _make_tile(rows, vectors, accumulate):
                             total = builder.fadd(builder.load(acc[m, v]), product, flags=("contract",))
                             builder.store(total, acc[m, v])
 
+                if ahead:
+                    lines = context.make_array(signature.args[14])(context, builder, args[14])
+                    each = builder.extract_value(lines.shape, 1)
+                    with cgutils.for_range(builder, each) as line:
+                        place = builder.add(builder.mul(outer.index, each), line.index)
+                        address = builder.add(builder.load(builder.gep(lines.data, [place])), args[15])
+                        _ask_for(builder, builder.inttoptr(address, ir.IntType(8).as_pointer()))
                 two = ir.Constant(N.type, 2)  # two steps per turn: one is half as fast on some processors
                 with cgutils.for_range(builder, builder.sdiv(N, two)) as inner:
                     j = builder.mul(inner.index, two)
@@ -119,6 +129,18 @@ def _make_tile(rows, vectors, accumulate):
             return context.get_dummy_value()
 
         return signature, codegen
+
+    if ahead:
+
+        @intrinsic
+        def tile(typingctx, C, c0, cm, A, a0, ar, aj, am, X, x0, xr, xj, R, N, F, f):
+            return build(C, A, X, F, _INT)
+
+    else:
+
+        @intrinsic
+        def tile(typingctx, C, c0, cm, A, a0, ar, aj, am, X, x0, xr, xj, R, N):
+            return build(C, A, X)
 
     return tile
 
@@ -398,20 +420,26 @@ def _prefetch(typingctx, D, d0):
     def codegen(context, builder, signature, args):
         D, d0 = args
         pointer = builder.gep(context.make_array(signature.args[0])(context, builder, D).data, [d0])
-        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        f = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(f, [builder.bitcast(pointer, byte), i32(1), i32(3), i32(1)])
+        _ask_for(builder, builder.bitcast(pointer, ir.IntType(8).as_pointer()))
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+def _ask_for(builder, pointer):
+    """Prefetch the cache line at the pointer (to bytes), to be written."""
+    i32 = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
+    f = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(f, [pointer, i32(1), i32(3), i32(1)])
 
 
 _tile = _make_tile(ROWS, VECTORS, accumulate=True)
 _tile2 = _make_tile(2, VECTORS, accumulate=True)
 _tile1 = _make_tile(1, VECTORS, accumulate=True)
 _grad_tile = _make_tile(GRAD_ROWS, 1, accumulate=False)
-_product_tile = _make_tile(DENSE_ROWS, 2, accumulate=False)
+_forward_tile = _make_tile(FORWARD_ROWS, 2, accumulate=False, ahead=True)
+_product_tile = _make_tile(DENSE_ROWS, 2, accumulate=False, ahead=True)
 _transpose, _label_lanes = _make_transpose(), _make_label_lanes()
 _move, _move_half, _move_one = _make_move(LANES), _make_move(LANES // 2), _make_move(1)
 
@@ -758,10 +786,10 @@ def momentum(w, g, m, lr, beta, decay):
 
 
 @njit(parallel=True, cache=True)
-def _panels(dz):
-    """dz (B, N) -> (panels, B, PANEL), its columns in panels, zero beyond the last one: each is read in one go."""
+def _panels(dz, rows):
+    """dz (B, N) -> (panels, rows, PANEL), its columns in panels, zero beyond the last one: each is read in one go."""
     B, N = dz.shape
-    out = np.empty(((N + PANEL - 1) // PANEL, B, PANEL), np.float32)
+    out = np.empty(((N + PANEL - 1) // PANEL, rows, PANEL), np.float32)
     for p in prange(len(out)):
         lanes = min(PANEL, N - p * PANEL)
         for i in range(B):
@@ -769,6 +797,7 @@ def _panels(dz):
                 out[p, i, lane] = dz[i, p * PANEL + lane]
             for lane in range(lanes, PANEL):
                 out[p, i, lane] = 0
+        out[p, B:] = 0
     return out
 
 
@@ -781,7 +810,62 @@ def _columns(x, k0, xt):
             xt[i * DENSE_ROWS + r] = x[i, k0 + r]
         for r in range(n, DENSE_ROWS):
             xt[i * DENSE_ROWS + r] = 0
+    xt[len(x) * DENSE_ROWS :] = 0
     return n
+
+
+@njit
+def _lines(places, rows, n, turns):
+    """The cache lines under a panel of arrays with n columns, dealt out to `turns` turns -> addresses (turns, each).
+
+    places: addresses of the arrays' first elements. What is left over in the last turn repeats the last line.
+    """
+    width, count = PANEL // 16, len(places) * rows * (PANEL // 16)
+    each = (count + turns - 1) // turns
+    out = np.empty(turns * each, np.int64)
+    for i in range(len(out)):
+        row = min(i, count - 1) // width
+        out[i] = places[row % len(places)] + 4 * (row // len(places) * n + min(i, count - 1) % width * 16)
+    return out.reshape(turns, each)
+
+
+@njit(parallel=True, cache=True)
+def dense_product(x, w, out):
+    """out = x w: x (B, K), w (K, N) contiguous, N >= PANEL, out (B, N) contiguous; for batches, not for thousands.
+
+    BLAS packs all of w before it multiplies, which at a hundred rows is a third of its time. Here a panel of w is
+    packed when it is needed, and has been asked for while the one before it was multiplied with.
+    """
+    (B, K), N = x.shape, w.shape[1]
+    strips, turns = (B + FORWARD_ROWS - 1) // FORWARD_ROWS, (K + TURN - 1) // TURN
+    depth, panels = turns * TURN, (N + PANEL - 1) // PANEL
+    xt = np.empty((strips, depth * FORWARD_ROWS), np.float32)
+    for s in prange(strips):
+        if (s + 1) * FORWARD_ROWS > B or depth > K:
+            xt[s] = 0
+        for r in range(min(FORWARD_ROWS, B - s * FORWARD_ROWS)):
+            for k in range(K):
+                xt[s, k * FORWARD_ROWS + r] = x[s * FORWARD_ROWS + r, k]
+    flat_x, flat_w, flat_out = xt.ravel(), w.ravel(), out.ravel()
+    lines = _lines(np.array([w.ctypes.data]), K, N, strips * turns)
+    for p in prange(panels):
+        n0 = min(p * PANEL, N - PANEL)  # the last panel computes some columns again
+        block, g = aligned(depth * PANEL), aligned(FORWARD_ROWS * PANEL)
+        for k in range(K):
+            for lane in range(0, PANEL, LANES):
+                _move(block, k * PANEL + lane, flat_w, k * N + n0 + lane)
+        block[K * PANEL :] = 0
+        for s in range(strips):
+            _forward_tile(
+                *(g, 0, PANEL),
+                *(flat_x, s * depth * FORWARD_ROWS, TURN * FORWARD_ROWS, FORWARD_ROWS, 1),
+                *(block, 0, TURN * PANEL, PANEL),
+                *(turns, TURN, lines[s * turns : (s + 1) * turns], 4 * min(n0 + PANEL, N - PANEL)),
+            )
+            for r in range(min(FORWARD_ROWS, B - s * FORWARD_ROWS)):
+                for lane in range(p * PANEL - n0, PANEL, LANES):
+                    at = (s * FORWARD_ROWS + r) * N + n0 + lane
+                    _copy(flat_out, at, g, r * PANEL + lane, min(LANES, PANEL - lane))
 
 
 @njit(parallel=True, cache=True)
@@ -791,19 +875,23 @@ def product_momentum(x, dz, w, m, lr, beta, decay):
     x (B, K), dz (B, N); w and m (K, N) contiguous.
     """
     (B, K), N = x.shape, dz.shape[1]
-    panels, strips, flat_w, flat_m = _panels(dz), (K + DENSE_ROWS - 1) // DENSE_ROWS, w.ravel(), m.ravel()
+    turns = max(1, (B + TURN - 1) // TURN)
+    panels, strips = _panels(dz, turns * TURN), (K + DENSE_ROWS - 1) // DENSE_ROWS
+    lines = _lines(np.array([w.ctypes.data, m.ctypes.data]), DENSE_ROWS, N, turns)
+    flat_p, flat_w, flat_m = panels.ravel(), w.ravel(), m.ravel()
     chunks = (len(panels) + STRIP - 1) // STRIP
     for part in prange(chunks * strips):
         chunk, k0 = part // strips, part % strips * DENSE_ROWS
-        xt, g = aligned(B * DENSE_ROWS), aligned(DENSE_ROWS * PANEL)
+        xt, g = aligned(turns * TURN * DENSE_ROWS), aligned(DENSE_ROWS * PANEL)
         n = _columns(x, k0, xt)
         for p in range(chunk * STRIP, min(len(panels), (chunk + 1) * STRIP)):
             at = k0 * N + p * PANEL
-            for r in range(n):  # the next panel's weights, while this one's tile computes
-                for line in range(PANEL, 2 * PANEL, 16):
-                    _prefetch(flat_w, at + r * N + line)
-                    _prefetch(flat_m, at + r * N + line)
-            _product_tile(g, 0, PANEL, xt, 0, 0, DENSE_ROWS, 1, panels, p * B * PANEL, 0, PANEL, 1, B)
+            _product_tile(
+                *(g, 0, PANEL),
+                *(xt, 0, TURN * DENSE_ROWS, DENSE_ROWS, 1),
+                *(flat_p, p * turns * TURN * PANEL, TURN * PANEL, PANEL),
+                *(turns, TURN, lines, 4 * (at + PANEL)),  # the next panel's weights
+            )
             lanes = min(PANEL, N - p * PANEL)
             for r in range(n):
                 if lanes == PANEL:
@@ -818,21 +906,23 @@ def product_momentum(x, dz, w, m, lr, beta, decay):
 def product_adam(x, dz, w, m, v, step_size, beta1, beta2, root, eps, decay):
     """`adam` with the gradient x^T dz, as `product_momentum` has it."""
     (B, K), N = x.shape, dz.shape[1]
-    panels, strips = _panels(dz), (K + DENSE_ROWS - 1) // DENSE_ROWS
-    flat_w, flat_m, flat_v = w.ravel(), m.ravel(), v.ravel()
+    turns = max(1, (B + TURN - 1) // TURN)
+    panels, strips = _panels(dz, turns * TURN), (K + DENSE_ROWS - 1) // DENSE_ROWS
+    lines = _lines(np.array([w.ctypes.data, m.ctypes.data, v.ctypes.data]), DENSE_ROWS, N, turns)
+    flat_p, flat_w, flat_m, flat_v = panels.ravel(), w.ravel(), m.ravel(), v.ravel()
     chunks = (len(panels) + STRIP - 1) // STRIP
     for part in prange(chunks * strips):
         chunk, k0 = part // strips, part % strips * DENSE_ROWS
-        xt, g = aligned(B * DENSE_ROWS), aligned(DENSE_ROWS * PANEL)
+        xt, g = aligned(turns * TURN * DENSE_ROWS), aligned(DENSE_ROWS * PANEL)
         n = _columns(x, k0, xt)
         for p in range(chunk * STRIP, min(len(panels), (chunk + 1) * STRIP)):
             at = k0 * N + p * PANEL
-            for r in range(n):
-                for line in range(PANEL, 2 * PANEL, 16):
-                    _prefetch(flat_w, at + r * N + line)
-                    _prefetch(flat_m, at + r * N + line)
-                    _prefetch(flat_v, at + r * N + line)
-            _product_tile(g, 0, PANEL, xt, 0, 0, DENSE_ROWS, 1, panels, p * B * PANEL, 0, PANEL, 1, B)
+            _product_tile(
+                *(g, 0, PANEL),
+                *(xt, 0, TURN * DENSE_ROWS, DENSE_ROWS, 1),
+                *(flat_p, p * turns * TURN * PANEL, TURN * PANEL, PANEL),
+                *(turns, TURN, lines, 4 * (at + PANEL)),  # the next panel's weights
+            )
             lanes = min(PANEL, N - p * PANEL)
             for r in range(n):
                 if lanes == PANEL:

@@ -28,8 +28,24 @@ def test_the_kernel_multiplies(B, K, N, share):
     assert np.allclose(out, x.astype(np.float64) @ W, rtol=1e-5, atol=1e-5)
 
 
-def test_the_bits_do_not_depend_on_threads():
-    x, W = mostly_zero(100, 200), np.random.default_rng(1).standard_normal((200, 3 * SPAN + 7)).astype(np.float32)
+@pytest.mark.parametrize("B, K, N", [(1, 1, SPAN), (32, 7, SPAN + 1), (100, 25, 3 * SPAN), (256, 70, 515)])
+def test_the_dense_kernel_multiplies(B, K, N):
+    """Edges of every kind; and it reads nothing but x and w: not-a-numbers around them stay there."""
+    rng, nan = np.random.default_rng(0), np.float32(np.nan)
+    x, W = rng.standard_normal((B, K)).astype(np.float32), np.full((K + 9, N), nan)
+    W[:K] = rng.standard_normal((K, N))
+    out = np.full((B + 1, N), nan)
+    kernels_cpu.dense_product(x, W[:K], out[:B])
+    assert np.allclose(out[:B], x.astype(np.float64) @ W[:K], rtol=1e-5, atol=1e-5)
+    assert np.isnan(out[B]).all()
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_the_bits_do_not_depend_on_threads(share):
+    x, W = (
+        mostly_zero(256, 200, share),
+        np.random.default_rng(1).standard_normal((200, 3 * SPAN + 7)).astype(np.float32),
+    )
     found = []
     kept = numba.get_num_threads()
     for threads in (1, numba.config.NUMBA_NUM_THREADS):
@@ -40,21 +56,33 @@ def test_the_bits_do_not_depend_on_threads():
 
 
 def test_who_multiplies(monkeypatch):
-    """The kernel only where it is faster: many rows, wide W, many zeros, float32; and it sees what is not a number."""
-    calls, kernel = [], kernels_cpu.sparse_product
-    monkeypatch.setattr(kernels_cpu, "sparse_product", lambda *args: calls.append(1) or kernel(*args))
+    """A kernel only where it is faster: many rows, wide W, float32; which, the zeros say; both see not-a-numbers."""
+    calls = []
+
+    def watched(name):
+        kernel = getattr(kernels_cpu, name)
+        monkeypatch.setattr(kernels_cpu, name, lambda *args: calls.append(name) or kernel(*args))
+
+    watched("sparse_product"), watched("dense_product")
     W = np.ones((60, SPAN), np.float32)
     for x, w in [
         (mostly_zero(sparse.FEWEST - 1, 60), W),
         (mostly_zero(50, 60), W[:, 1:].copy()),
-        (mostly_zero(50, 60, 0.9), W),
+        (mostly_zero(sparse.MOST + 1, 60, 0.9), W),
         (mostly_zero(50, 60).astype(np.float64), W.astype(np.float64)),
     ]:
         assert np.array_equal(sparse.times(x, w), x @ w) and not calls
     wide = mostly_zero(50, 70)[:, 10:]  # not contiguous, as the pixels beside a label are
-    assert np.allclose(sparse.times(wide, W), wide @ W, atol=1e-5) and len(calls) == 1
+    assert np.allclose(sparse.times(wide, W), wide @ W, atol=1e-5)
+    full = mostly_zero(50, 60, 0.9)
+    assert np.allclose(sparse.times(full, W), full @ W, atol=1e-5)
+    full[:: len(full) // 8] = 0  # a few rows look sparse; all together are not
+    assert np.allclose(sparse.times(full, W), full @ W, atol=1e-5)
+    assert calls == ["sparse_product", "dense_product", "dense_product"]
     wide[3, 5] = np.nan
-    assert np.array_equal(np.isnan(sparse.times(wide, W)), np.isnan(wide @ W))
+    full[2, 5] = np.nan
+    for x in (wide, full):
+        assert np.array_equal(np.isnan(sparse.times(x, W)), np.isnan(x @ W))
 
 
 def test_unsettled_rows():

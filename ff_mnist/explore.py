@@ -124,6 +124,7 @@ TABLES = {
             ("weight decay", "weight decay 0.003", {"weight_decay": 0.003}),
             ("learning rate", "learning rate 0.002", {"lr": 0.002}),
             ("peers", "peer normalisation 0.1", {"peer": 0.1}),
+            *(("threshold", f"theta {theta:g}", {"theta": theta}) for theta in (0.1, 0.3)),
         ],
     ),
     "jitter": (

@@ -1,4 +1,4 @@
-"""Random changes of training images that leave their class as it is: mirror images and small shifts."""
+"""Random changes of training images that leave their class as it is: mirror, shift, colours, a square cut out."""
 
 import numpy as np
 
@@ -22,3 +22,34 @@ def shift(images, most, rng):
     xp = namespace(images)
     padded = xp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
     return xp.stack([image[i : i + H, j : j + W] for image, i, j in zip(padded, top, left, strict=True)])
+
+
+def jitter(images, most, rng):
+    """Brightness, then contrast, then saturation times factors from 1 - most to 1 + most, other ones for each image.
+
+    uint8 (B, H, W, 3) -> float32 from 0 to 255, cut off there. Contrast: distance from the image's mean grey;
+    saturation: distance from each pixel's grey, 0.299 red + 0.587 green + 0.114 blue.
+    """
+    brightness, contrast, saturation = rng.uniform(1 - most, 1 + most, (3, len(images), 1, 1, 1)).astype(np.float32)
+    weights = np.array([0.299, 0.587, 0.114], np.float32)
+    x = images.astype(np.float32)
+    # grey is linear: brightness and contrast together are x -> scale x + offset, whose offset is grey
+    scale, mean = brightness * contrast, (x @ weights).mean(axis=(1, 2))[:, None, None, None]
+    x *= scale
+    x += (1 - contrast) * brightness * mean
+    np.clip(x, 0, 255, out=x)
+    grey = (x @ weights)[..., None]
+    x -= grey
+    x *= saturation
+    x += grey
+    return np.clip(x, 0, 255, out=x)
+
+
+def cutout(images, side, rng):
+    """Set a square of side x side to 0, its middle anywhere in the image (DeVries & Taylor 2017): (B, H, W, C)."""
+    B, H, W, _ = images.shape
+    images = images.copy()
+    top, left = rng.integers(0, H, B) - side // 2, rng.integers(0, W, B) - side // 2
+    for image, i, j in zip(images, top, left, strict=True):
+        image[max(0, i) : max(0, i + side), max(0, j) : max(0, j + side)] = 0
+    return images

@@ -6,14 +6,14 @@ import numpy as np
 
 
 def announce(*kinds):
-    """Compile the kernels of these kinds of layers ("local", "dense") now; what takes time says so."""
+    """Compile the kernels of these kinds of layers ("local", "dense", "conv") now; what takes time says so."""
     note = "Compiling the kernels for this processor (once, about 20 seconds) ..."
     waiting = threading.Timer(3, print, (note,), {"flush": True})  # kernels that are in the cache take one second
     waiting.daemon = True
     waiting.start()
     try:
         for kind in kinds:
-            {"local": _local, "dense": _dense}[kind]()
+            {"local": _local, "dense": _dense, "conv": _conv}[kind]()
     finally:
         waiting.cancel()
 
@@ -62,3 +62,20 @@ def _dense():
         y, cache = second.forward(normalise(y))
         g, squares = SumSquare().forward(y)
         make(second.params, 0.1).step(second.backward(SumSquare().backward(g, squares), cache)[1])
+
+
+def _conv():
+    """Every kernel of convolutional layers, on images of a few pixels."""
+    from common.conv import Conv2d
+    from common.optim import Adam
+    from common.pool import HandOn, Parts
+
+    rng = np.random.default_rng(0)
+    layer, parts, on = Conv2d(3, 5, rng), Parts(2), HandOn(2, dropout=0.1)
+    x = np.zeros((8, 4, 4, 3), np.float32)
+    z, cache = layer.forward(x)
+    (u, _), _ = parts.forward(z)
+    h, kept = on.forward(z)
+    _, grads = layer.backward(parts.backward_squares(u, z), cache)
+    layer.backward(on.backward(h, kept), cache, need_dx=True)
+    Adam(layer.params, 0.1).step(grads)

@@ -14,6 +14,7 @@ float32 takes the kernels, which need no shifted copies. Forward-Forward never a
 import numpy as np
 
 from common.arrays import kernels, namespace
+from common.pool import Grad
 
 
 class Conv2d:
@@ -54,13 +55,13 @@ class Conv2d:
         return y, (x, y)
 
     def backward(self, dy, cache, need_dx=False):
-        """dy (B, OH, OW, O) -> dx (B, H, W, C) or None, grads summed over the batch."""
+        """dy (B, OH, OW, O), or a pool.Grad of y -> dx (B, H, W, C) or None, grads summed over the batch."""
         x, y = cache
         W, p = self.params["W"], self.padding
-        dz = dy * (y > 0) if self.relu else dy
         if kernels(x) and kernels(W):
-            return self._fast_backward(np.ascontiguousarray(dz, np.float32), x, need_dx)
+            return self._fast_backward(dy, x, y, need_dx)
         xp = namespace(x)
+        dz = xp.asarray(dy) * (y > 0) if self.relu else xp.asarray(dy)
         dW, rows = xp.zeros_like(W), dz.reshape(-1, dz.shape[3])
         dx = xp.zeros_like(x) if need_dx else None
         for u, v, seen in self.places(*dz.shape[1:3]):
@@ -71,21 +72,79 @@ class Conv2d:
             dx = dx[:, p : x.shape[1] - p, p : x.shape[2] - p]
         return dx, {"W": dW, "b": rows.sum(axis=0)}
 
-    def _fast_backward(self, dz, x, need_dx):
-        from common import kernels_conv
+    def _fast_backward(self, dy, x, y, need_dx):
+        from common import kernels_conv, kernels_image
 
         W, s, p = self.params["W"], self.stride, self.padding
-        dW, dx = np.empty_like(W), None
-        kernels_conv.weight_grad(x, dz, dW, s, p)
-        if need_dx:  # a convolution of dz, spread out by the stride, with the kernel turned around
-            k, (B, OH, OW, O), (H, Wd) = len(W), dz.shape, x.shape[1:3]
-            spread = dz
-            if s > 1:
-                spread = np.zeros((B, H + 2 * p - k + 1, Wd + 2 * p - k + 1, O), np.float32)
-                spread[:, : s * OH : s, : s * OW : s] = dz
-            turned = np.ascontiguousarray(W[::-1, ::-1].transpose(0, 1, 3, 2))
-            dx = convolve(spread, turned, np.zeros(W.shape[2], np.float32), (H, Wd), 1, k - 1 - p, False)
-        return dx, {"W": dW, "b": dz.sum(axis=(0, 1, 2))}
+        g, mode = dy, kernels_image.MASKED if self.relu else kernels_image.PLAIN
+        if isinstance(dy, Grad):  # dL/dy is large, and what it is made from is small, or there anyway
+            g, mode = dy.d, kernels_image.TIMES if dy.squares else mode
+        g = np.ascontiguousarray(g, np.float32)
+        dW, db = np.empty_like(W), np.empty((len(y), y.shape[3]), np.float32)
+        kernels_conv.weight_grad(x, g, y, mode, dW, s, p)
+        kernels_image.bias_grad(g, y, mode, db)
+        grads = {"W": dW, "b": db.sum(axis=0)}
+        if not need_dx:
+            return None, grads
+        dz = g
+        if mode != kernels_image.PLAIN or g.shape != y.shape:
+            dz = np.empty_like(y)
+            kernels_image.spread(g, y, mode, dz)
+        k, (B, OH, OW, O), (H, Wd) = len(W), dz.shape, x.shape[1:3]
+        if s > 1:  # dx is a convolution of dz, spread out by the stride, with the kernel turned around
+            apart = np.zeros((B, H + 2 * p - k + 1, Wd + 2 * p - k + 1, O), np.float32)
+            apart[:, : s * OH : s, : s * OW : s] = dz
+            dz = apart
+        turned = np.ascontiguousarray(W[::-1, ::-1].transpose(0, 1, 3, 2))
+        dx = convolve(dz, turned, np.zeros(W.shape[2], np.float32), (H, Wd), 1, k - 1 - p, False)
+        return dx, grads
+
+
+class Residual:
+    """y = ReLU(conv2(ReLU(conv1(x))) + shortcut(x)), 3 x 3 each (He et al. 2016, without BatchNorm).
+
+    C -> O channels; the shortcut is x itself where the shapes agree, else a 1 x 1 convolution. params: W1, b1, W2, b2
+    (and W0, b0 of that shortcut). It is one block: inside it, conv1 learns from what conv2 hands back.
+    """
+
+    def __init__(self, C, O, rng, stride=1, dtype=np.float32):
+        self.parts = {
+            "1": Conv2d(C, O, rng, stride=stride, dtype=dtype),
+            "2": Conv2d(O, O, rng, relu=False, gain=1.0, dtype=dtype),
+        }
+        if stride > 1 or C != O:
+            self.parts["0"] = Conv2d(C, O, rng, k=1, stride=stride, padding=0, relu=False, gain=1.0, dtype=dtype)
+        self.params = {k + name: p for name, part in self.parts.items() for k, p in part.params.items()}
+        self.state = {}
+
+    def out_size(self, n):
+        return self.parts["1"].out_size(n)
+
+    def forward(self, x, train=True):
+        """x (B, H, W, C) -> y (B, OH, OW, O)."""
+        for name, part in self.parts.items():  # params may have been replaced, on their way to a GPU
+            part.params = {k: self.params[k + name] for k in "Wb"}
+        caches = {}
+        inner, caches["1"] = self.parts["1"].forward(x)
+        y, caches["2"] = self.parts["2"].forward(inner)
+        short = x
+        if "0" in self.parts:
+            short, caches["0"] = self.parts["0"].forward(x)
+        y = namespace(x).maximum(y + short, 0)
+        return y, (y, caches)
+
+    def backward(self, dy, cache, need_dx=False):
+        """dy (B, OH, OW, O), or a pool.Grad of y -> dx (B, H, W, C) or None, grads summed over the batch."""
+        y, caches = cache
+        dz = namespace(y).asarray(dy) * (y > 0)
+        dinner, second = self.parts["2"].backward(dz, caches["2"], need_dx=True)
+        dx, first = self.parts["1"].backward(dinner, caches["1"], need_dx)
+        grads = {"W1": first["W"], "b1": first["b"], "W2": second["W"], "b2": second["b"]}
+        dshort = dz
+        if "0" in self.parts:
+            dshort, short = self.parts["0"].backward(dz, caches["0"], need_dx)
+            grads |= {"W0": short["W"], "b0": short["b"]}
+        return dx + dshort if need_dx else None, grads
 
 
 def convolve(x, W, b, size, stride, pad, relu):

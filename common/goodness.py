@@ -163,14 +163,21 @@ def label_loss(g, labels, beta):
     return loss, beta * d
 
 
-def softmax_cross_entropy(logits, labels):
-    """logits (B, K), labels (B,) -> mean loss, dL/dlogits (B, K)."""
-    if gpu_kernels(logits):
+def softmax_cross_entropy(logits, labels, smoothing=0.0):
+    """logits (B, K), labels (B,) -> mean loss, dL/dlogits (B, K).
+
+    smoothing: the share of each target that is spread over all classes alike (label smoothing, Szegedy et al. 2016).
+    """
+    if gpu_kernels(logits) and not smoothing:
         return gpu_kernels(logits).softmax_cross_entropy(logits, labels)
     xp = namespace(logits)
     rows = xp.arange(len(labels))
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
     d = xp.exp(log_p)
-    d[rows, labels] -= 1
-    return -log_p[rows, labels].mean(), d / len(labels)
+    d[rows, labels] -= 1 - smoothing
+    loss = -log_p[rows, labels].mean()
+    if smoothing:
+        d -= d.dtype.type(smoothing / d.shape[1])
+        loss = (1 - smoothing) * loss - smoothing * log_p.mean()
+    return loss, d / len(labels)

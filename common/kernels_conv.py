@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit, prange
 
 from common.kernels_cpu import LANES, _make_tile, aligned
+from common.kernels_image import MASKED, TIMES
 
 ROWS, VECTORS = (6, 2) if LANES == 8 else (6, 4)  # accumulators: of 16 registers 12, of 32 registers 24
 SPAN, PIXELS = VECTORS * LANES, 128
@@ -86,10 +87,15 @@ def _channels(acc, kx, x, base, xr, xj, d, d0, dr, R, N, C):
 
 
 @njit(parallel=True, cache=True)
-def weight_grad(x, dz, dw, stride, pad):
-    """dw[u, v, c, o] = sum of x dz over images and output pixels. x (B, H, W, C), dz (B, OH, OW, O) contiguous."""
+def weight_grad(x, g, y, mode, dw, stride, pad):
+    """dw[u, v, c, o] = sum of x dz over images and output pixels. x (B, H, W, C), y (B, OH, OW, O) contiguous.
+
+    dz is made on the way, from g (B, h, w, O), one value for each of h x w equal parts of y (h = OH, w = OW: for each
+    place), and from y as `mode` says (kernels_image.py).
+    """
     B, H, W, C = x.shape
-    _, OH, OW, O = dz.shape
+    _, OH, OW, O = y.shape
+    high, wide, zero = OH // g.shape[1], OW // g.shape[2], np.float32(0)
     KH, KW = dw.shape[:2]
     across = OH * OW < 64  # small maps: a block is one row of many images; else some rows of one image
     for part in prange((O + SPAN - 1) // SPAN * KH):
@@ -109,7 +115,12 @@ def weight_grad(x, dz, dw, stride, pad):
                 for ox in range(OW):
                     at = (r * OW + ox) * SPAN
                     for lane in range(n):
-                        d[at + lane] = dz[image, oy, ox, p * SPAN + lane]
+                        value = g[image, oy // high, ox // wide, p * SPAN + lane]
+                        if mode == TIMES:
+                            value *= y[image, oy, ox, p * SPAN + lane]
+                        elif mode == MASKED:
+                            value = value if y[image, oy, ox, p * SPAN + lane] > zero else zero
+                        d[at + lane] = value
                     for lane in range(n, SPAN):
                         d[at + lane] = 0
             image, oy = (first, oy0 + k) if across else (k, oy0 + first)

@@ -15,7 +15,7 @@ from common.product import Product
 
 
 class SGD:
-    """Stochastic gradient descent with momentum beta, on params (dict of arrays); no weight decay of the biases "b"."""
+    """Stochastic gradient descent with momentum beta, on params (dict of arrays); no weight decay of biases (b...)."""
 
     def __init__(self, params, lr, beta=0.9, decay=0.0):
         self.params, self.lr, self.beta, self.decay = params, lr, beta, decay
@@ -26,7 +26,7 @@ class SGD:
         self.t += 1
         for k, w in self.params.items():
             g, m = grads[k], self.state[f"m_{k}"]
-            decay = self.decay if k != "b" else 0.0
+            decay = self.decay if k[0] != "b" else 0.0
             fast, numbers = kernels(w) or gpu_kernels(w), [float32(v) for v in (self.lr, self.beta, decay)]
             if isinstance(g, Product):
                 for rows, x, dz in g.rows():
@@ -39,7 +39,7 @@ class SGD:
 
 
 class Adam:
-    """Adam on params (dict of arrays); decay is AdamW's decoupled weight decay, of all but the biases "b"."""
+    """Adam on params (dict of arrays); decay is AdamW's decoupled weight decay, of all but biases (b...)."""
 
     def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-8, decay=0.0):
         self.params, self.lr, self.betas, self.eps, self.decay = params, lr, betas, eps, decay
@@ -53,7 +53,7 @@ class Adam:
         root = 1 / (1 - b2**self.t) ** 0.5  # sqrt(v^) = sqrt(v) * root
         for k, w in self.params.items():
             g, m, v = grads[k], self.state[f"m_{k}"], self.state[f"v_{k}"]
-            decay = self.lr * self.decay if k != "b" else 0.0
+            decay = self.lr * self.decay if k[0] != "b" else 0.0
             numbers = [float32(v) for v in (step_size, b1, b2, root, self.eps, decay)]
             fast = kernels(w) or gpu_kernels(w)
             if isinstance(g, Product):

@@ -1,0 +1,499 @@
+"""Forward-Forward on convolutional networks: DTG-FF, and the backpropagation controls that it is judged by.
+
+Idea
+    Every convolutional block has a goodness: the mean square of each channel, over parts of its map. A fixed random
+    map turns it into one score per class, and softmax cross-entropy on these scores is all that the block learns from.
+    What it hands to the next block carries no gradient. The controls differ from that in one thing each: a learned
+    head on plain activities instead of the random one on squares (--rule linear), the missing line put back (--credit
+    deepsup), or one head at the end and backpropagation through everything (--credit bp).
+
+Symbols
+    h    (B, H, W, C)    what a block sees; the first one, the image
+    z    (B, H, W, O)    ReLU(h * W + b), its activity; no norm, for goodness is to vary
+    u    (B, n n O)      mean of z^2 over each of n x n parts, and channel             (DTG-FF, arXiv 2606.06539, eq. 1)
+    T    a number        the block's temperature, learned, 0.5 to 2                    (eq. 2)
+    psi  (B, K)          (u / T) R + b, R and b fixed and random                       (eq. 4)
+    loss a number        cross-entropy of softmax(psi) with the right class: of this block alone
+    next h               dropout(norm(2 x 2 average pool(z))), the norm over each location's channels
+    f    (B, sum of O)   mean of z over the map, of all blocks but the first: what the head sees; it hands nothing back
+    Prediction: the largest sum of psi over the blocks (sum; upper: over the upper half of them), or the head's (head).
+
+Deviates
+    README.md lists what the paper leaves open.
+
+Run
+    python ff_cnn/train.py --seed 0
+    python ff_cnn/train.py --credit bp
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import cli, compilation, record, runs  # before NumPy, see common/__init__.py
+
+# isort: split
+import numpy as np
+
+from common import augment
+from common import split as splits
+from common.conv import Conv2d, Residual
+from common.evaluate import accuracy, in_batches
+from common.goodness import softmax_cross_entropy
+from common.layers import BatchNorm, Dense, dropout
+from common.optim import Adam, clip, cosine
+from common.pool import HandOn, Parts
+from common.readouts import RandomMap, Temperature
+
+
+@dataclass
+class Config:
+    seed: int = 0  # random seed: weights, random heads, order of images, their changes, dropout
+    rule: str = "dtg"  # what a block is read by: a name in RULES
+    credit: str = "local"  # who learns from whom: local, deepsup (all heads, through all blocks) or bp (one head)
+    backbone: str = "vgg8"  # a name in BACKBONES
+    width: float = 0.25  # times the backbone's channels
+    n_epochs: int = 12  # passes over the training images
+    batch_size: int = 128  # images per step
+    lr: float = 0.002  # AdamW's learning rate, falling by a cosine
+    lr_end: float = 0.00001  # the rate that it falls to
+    warmup: float = 0.5  # epochs in which the rate rises from 0
+    alpha_lr: float = 0.02  # of the temperatures, which the blocks' own rate would hardly move in a short run
+    weight_decay: float = 0.001  # AdamW's
+    clip: float = 1.0  # longest gradient (its norm) of a step
+    clip_by: str = "block"  # a gradient: of a block, or of the whole network
+    temperature: bool = True  # learn T (--no-temperature: T = 1)
+    goodness_norm: str = "none"  # what is squared: z (none), or BatchNorm of z (batch)
+    projection: str = "rule"  # goodness to scores: the rule's own, random, unit (columns of length 1), learned
+    norm: str = "layer"  # of what is handed on: layer, rms or none
+    dropout: float = 0.1  # share of what is handed on that is dropped
+    head: str = "concat"  # what the head sees: concat (all blocks but the first) or last
+    head_dropout: float = 0.2  # share of its features that the head does not see while it learns
+    smoothing: float = 0.1  # label smoothing of the head
+    pipelined: bool = True  # hand on what was computed before the block's step (--no-pipelined: compute it again)
+    accumulate: int = 1  # micro-batches per step, for deepsup and bp
+    recompute: bool = False  # activation checkpointing for deepsup and bp: compute z again instead of keeping it
+    crop: int = 4  # move training images at random by up to so many pixels
+    flip: bool = True  # mirror half of them
+    jitter: float = 0.2  # change brightness, contrast and saturation by up to this share
+    cutout: int = 16  # side of the square that is cut out of training images
+    train_subset: int = 0  # training images, drawn by the seed (0: all that are not held out)
+    validation: int = 5000  # training images held out (0: train on all of them)
+    eval_subset: int = 2000  # images behind each point of the curves
+    snapshot_every: int = 0  # epochs between the snapshots that figures are drawn from (0: after the last one only)
+
+
+# Channels of the blocks at width 1, and the blocks after which 2 x 2 places are averaged, counted from 0.
+BACKBONES = {
+    "vgg8": ([128, 256, 256, 512, 512, 512, 512], [1, 3, 4, 5]),
+    "vgg11": ([64, 128, 256, 256, 512, 512, 512, 512], [0, 1, 3, 5]),
+    "vgg13": ([64, 64, 128, 128, 256, 256, 512, 512, 512, 512], [1, 3, 5, 7]),
+    "resnet18": ([64, 64, 64, 128, 128, 256, 256, 512, 512], [2, 4, 6]),  # there, strides of the next block
+    "plain4": ([256] * 4, [0, 1, 2]),  # one width, one resolution at each quarter: only depth differs
+    "plain8": ([256] * 8, [1, 3, 5]),
+    "plain12": ([256] * 12, [2, 5, 8]),
+    "mlp": ([2048] * 4, []),  # the image as one place with many channels
+}
+# What a block is read by: squares of z or z itself, over a temperature or not, by a random or a learned map.
+RULES = {
+    "dtg": {"squares": True, "temperature": True, "projection": "random"},
+    "linear": {"squares": False, "temperature": False, "projection": "learned"},
+}
+CHOICES = {
+    "rule": tuple(RULES),
+    "credit": ("local", "deepsup", "bp"),
+    "backbone": tuple(BACKBONES),
+    "clip_by": ("block", "network"),
+    "goodness_norm": ("none", "batch"),
+    "projection": ("rule", "random", "unit", "learned"),
+    "norm": ("layer", "rms", "none"),
+    "head": ("concat", "last"),
+}
+
+
+class Head:
+    """BatchNorm -> dropout -> linear: features (B, D) -> scores (B, K)."""
+
+    def __init__(self, D, n_classes, rng, rate):
+        self.norm, self.dense, self.rate = BatchNorm(D), Dense(D, n_classes, rng, relu=False, gain=1.0), rate
+        self.params, self.state = self.norm.params | self.dense.params, self.norm.state
+
+    def forward(self, f, rng=None):
+        """rng: for dropout, in training; without it, f is only looked at."""
+        x, normed = self.norm.forward(f, train=rng is not None)
+        kept = dropout(np.ones_like(x), self.rate, rng) if rng is not None and self.rate else np.float32(1)
+        scores, cache = self.dense.forward(x * kept)
+        return scores, (normed, kept, cache)
+
+    def backward(self, dscores, cache, need_dx=False):
+        normed, kept, seen = cache
+        dx, dense = self.dense.backward(dscores, seen, need_dx=True)  # down to BatchNorm's gain, inside this head
+        df, norm = self.norm.backward(dx * kept, normed, need_dx)
+        return df, dense | norm
+
+
+class Block:
+    """A convolution, how its goodness is read, and what it hands on. opts: an optimiser for each of its layers."""
+
+    def __init__(self, conv, channels, n, pool, n_classes, cfg, rng):
+        rule, M = RULES[cfg.rule], n * n * channels
+        kind = rule["projection"] if cfg.projection == "rule" else cfg.projection
+        self.conv, self.channels, self.parts, self.squares = conv, channels, Parts(n), rule["squares"]
+        self.norm = BatchNorm(channels) if cfg.goodness_norm == "batch" else None
+        self.temperature = Temperature() if rule["temperature"] and cfg.temperature else None
+        if kind == "learned":
+            self.projection = Dense(M, n_classes, rng, relu=False, gain=1.0)
+        else:
+            self.projection = RandomMap(M, n_classes, rng, unit=kind == "unit")
+        self.hand_on = HandOn(pool, cfg.norm, cfg.dropout)
+        parts = {"conv": conv, "norm": self.norm, "temperature": self.temperature, "projection": self.projection}
+        self.layers = {name: layer for name, layer in parts.items() if layer}
+        self.opts = {name: Adam(layer.params, cfg.lr, decay=cfg.weight_decay) for name, layer in self.layers.items()}
+
+    def read(self, z, train=True):
+        """z (B, H, W, O) -> scores psi (B, K), mean of z over the map (B, O), cache."""
+        y, normed = self.norm.forward(z, train) if self.norm else (z, None)
+        (u, m), _ = self.parts.forward(y)
+        goodness = u if self.squares else m
+        scaled, heat = self.temperature.forward(goodness) if self.temperature else (goodness, None)
+        psi, seen = self.projection.forward(scaled.reshape(len(z), -1))
+        f = z.mean(axis=(1, 2)) if self.norm else m.mean(axis=(1, 2))
+        return psi, f, (y, normed, heat, seen)
+
+    def read_back(self, dpsi, cache):
+        """The gradient of `read` as far as z: dpsi (B, K) -> dz, and for each layer that is passed its gradients."""
+        y, normed, heat, seen = cache
+        du, grads = self.projection.backward(dpsi, seen, need_dx=True)
+        du, grads = du.reshape(len(y), self.parts.h, self.parts.w, -1), {"projection": grads}
+        if self.temperature:
+            du, grads["temperature"] = self.temperature.backward(du, heat)
+        dz = (self.parts.backward_squares if self.squares else self.parts.backward_means)(du, y)
+        if self.norm:
+            dz, grads["norm"] = self.norm.backward(np.asarray(dz), normed, need_dx=True)
+        return dz, grads
+
+    @property
+    def T(self):
+        return float(self.temperature.T[0]) if self.temperature else 1.0
+
+
+class Net:
+    """Blocks and a head."""
+
+    def __init__(self, cfg, shape, n_classes, rng):
+        channels, pooled = BACKBONES[cfg.backbone]
+        mlp, residual = cfg.backbone == "mlp", cfg.backbone.startswith("resnet")
+        side, C = (1, int(np.prod(shape))) if mlp else (shape[0], shape[2])
+        self.flat, self.blocks, sizes = mlp, [], []
+        for i, full in enumerate(channels):
+            O = max(1, round(cfg.width * full))
+            if residual and i:
+                conv = Residual(C, O, rng, stride=2 if i - 1 in pooled else 1)
+            else:
+                conv = Conv2d(C, O, rng, k=1 if mlp else 3, padding=0 if mlp else 1)
+            side = conv.out_size(side)
+            n = 1 if mlp else min(side, max(1, 512 // full))  # parts: App. D.1, by the channels at width 1
+            pool = 2 if i in pooled and not residual else 1
+            self.blocks.append(Block(conv, O, n, pool, n_classes, cfg, rng))
+            side, C = side // pool, O
+            sizes.append(O)
+        self.seen = slice(1, None) if cfg.head == "concat" and len(sizes) > 1 else slice(-1, None)
+        self.head = Head(sum(sizes[self.seen]), n_classes, rng, cfg.head_dropout)
+        self.head_opt = Adam(self.head.params, cfg.lr, decay=cfg.weight_decay)
+
+    @property
+    def layers(self):
+        """All layers, and an optimiser for each, in one order."""
+        layers = [layer for block in self.blocks for layer in block.layers.values()]
+        return [*layers, self.head], [opt for block in self.blocks for opt in block.opts.values()] + [self.head_opt]
+
+    def of_blocks(self, df):
+        """dL/df (B, D) of the head's features -> for each block its part (B, O), None where the head does not look."""
+        n = len(self.blocks)
+        looked = set(range(n)[self.seen])
+        cuts = np.cumsum([0] + [block.channels if i in looked else 0 for i, block in enumerate(self.blocks)])
+        return [df[:, cuts[i] : cuts[i + 1]] if i in looked else None for i in range(n)]
+
+    def inputs(self, x):
+        """Images (B, H, W, C) as the first block sees them."""
+        return x.reshape(len(x), 1, 1, -1) if self.flat else x
+
+    def head_step(self, features, labels, cfg, rng):
+        """One step of the head on features (B, D) that nothing is handed back to -> loss."""
+        scores, cache = self.head.forward(features, rng)
+        loss, d = softmax_cross_entropy(scores, labels, cfg.smoothing)
+        self.head_opt.step(clip(self.head.backward(d, cache)[1], cfg.clip))
+        return loss
+
+
+def local_step(net, x, labels, cfg, rng):
+    """One step of all blocks, each from its own loss: x (B, H, W, C), labels (B,) -> losses of blocks and head."""
+    h, features, losses = net.inputs(x), [], []
+    for block in net.blocks:
+        z, cache = block.conv.forward(h)
+        psi, f, seen = block.read(z)
+        loss, dpsi = softmax_cross_entropy(psi, labels)
+        dz, grads = block.read_back(dpsi, seen)
+        _, grads["conv"] = block.conv.backward(dz, cache, need_dx=False)  # nothing leaves this block
+        step([(block.opts, grads)], cfg)
+        if not cfg.pipelined:
+            z, _ = block.conv.forward(h)
+            f = z.mean(axis=(1, 2))
+        h, _ = block.hand_on.forward(z, key=rng.integers(2**32))
+        features.append(f)
+        losses.append(loss)
+    losses.append(net.head_step(np.concatenate(features[net.seen], axis=1), labels, cfg, rng))
+    return np.array(losses)  # (n_blocks + 1,)
+
+
+def backprop_step(net, x, labels, cfg, rng):
+    """The same by backpropagation, from all blocks' losses (deepsup) or the head's alone (bp)."""
+    pieces = [backprop(net, x, labels, rows, cfg, rng) for rows in in_batches(len(x), -(-len(x) // cfg.accumulate))]
+    losses, grads, features = pieces[0]
+    for more, other, some in pieces[1:]:
+        losses, features = losses + more, np.concatenate([features, some])
+        for mine, theirs in zip(grads, other, strict=True):
+            for layer in mine:
+                mine[layer] = {k: mine[layer][k] + theirs[layer][k] for k in mine[layer]}
+    opts = [block.opts for block in net.blocks] + [{"head": net.head_opt}]
+    step(list(zip(opts, grads, strict=True)), cfg)
+    if cfg.credit == "deepsup":  # as in local_step, the head looks on
+        losses[-1] = net.head_step(features, labels, cfg, rng)
+    return losses
+
+
+def backprop(net, x, labels, rows, cfg, rng):
+    """These rows' part of a batch -> losses (n_blocks + 1,), gradients of blocks and head, features of the head."""
+    h, labels, share = net.inputs(x[rows]), labels[rows], np.float32((rows.stop - rows.start) / len(x))
+    features, kept, losses = [], [], []
+    for block in net.blocks:
+        below, key = h, rng.integers(2**32)
+        z, cache = block.conv.forward(h)
+        psi, f, seen = block.read(z)
+        loss, dpsi = softmax_cross_entropy(psi, labels)
+        h, on = block.hand_on.forward(z, key=key)
+        kept.append((below, key, dpsi * share, None if cfg.recompute else (cache, seen, on)))
+        features.append(f)
+        losses.append(loss * share)
+        del z, cache, seen, on  # with --recompute nothing holds them now
+    features, losses = np.concatenate(features[net.seen], axis=1), [*losses, 0.0]
+    grads, df, dh = [{}], [None] * len(net.blocks), None
+    if cfg.credit == "bp":
+        scores, cache = net.head.forward(features, rng)
+        loss, d = softmax_cross_entropy(scores, labels, cfg.smoothing)
+        dfeatures, own = net.head.backward(d * share, cache, need_dx=True)
+        losses, grads, df = [*[0.0] * len(net.blocks), loss * share], [{"head": own}], net.of_blocks(dfeatures)
+    for block, (below, key, dpsi, caches), df_own in reversed(list(zip(net.blocks, kept, df, strict=True))):
+        if caches is None:
+            z, cache = block.conv.forward(below)
+            caches = cache, block.read(z)[2], block.hand_on.forward(z, key=key)[1]
+        cache, seen, on = caches
+        dz, own = 0, {}
+        if cfg.credit == "deepsup":
+            dz, own = block.read_back(dpsi, seen)
+        elif df_own is not None:
+            dz = Parts(1).backward_means(df_own[:, None, None], on[0])
+        if dh is not None:  # the line that Forward-Forward does without
+            dz = block.hand_on.backward(dh, on) + np.asarray(dz)
+        dh, own["conv"] = block.conv.backward(dz, cache, need_dx=block is not net.blocks[0])
+        grads.insert(0, own)
+    return np.array(losses), grads, features
+
+
+def step(groups, cfg):
+    """One step of each group: optimisers {layer: one}, their gradients {layer: {name: array}}; clipped as cfg says."""
+    if cfg.clip_by == "network":
+        every = [({}, {})]
+        for i, group in enumerate(groups):
+            for whole, own in zip(every[0], group, strict=True):
+                whole.update({(i, layer): part for layer, part in own.items()})
+        groups = every
+    for opts, grads in groups:
+        clipped = clip({(layer, k): g for layer, own in grads.items() for k, g in own.items()}, cfg.clip)
+        for layer, own in grads.items():
+            opts[layer].step({k: clipped[layer, k] for k in own})
+
+
+STEPS = {"local": local_step, "deepsup": backprop_step, "bp": backprop_step}
+
+
+def scores_of(net, x):
+    """Images (N, H, W, C) -> scores of all classes: of the blocks (n_blocks, N, K), of the head (N, K)."""
+    found, heads = [], []
+    for rows in in_batches(len(x), 250):
+        h, psis, features = net.inputs(x[rows]), [], []
+        for block in net.blocks:
+            z, _ = block.conv.forward(h, train=False)
+            psi, f, _ = block.read(z, train=False)
+            h, _ = block.hand_on.forward(z, train=False)
+            psis.append(psi)
+            features.append(f)
+        heads.append(net.head.forward(np.concatenate(features[net.seen], axis=1))[0])
+        found.append(np.stack(psis))
+    return np.concatenate(found, axis=1), np.concatenate(heads)
+
+
+class Split(splits.Split):
+    """The images of one run, small ones with a black border up to 32 x 32, grey ones in three channels."""
+
+    def __init__(self, ds, cfg):
+        super().__init__(ds, cfg)
+        for name in ("train", "val", "test"):
+            images, labels = getattr(self, name)
+            setattr(self, name, (at_least_32(images), labels))
+        self.shape = self.train[0].shape[1:]
+        self.size = int(np.prod(self.shape))
+        self.mean, self.sd = (part[: self.shape[2]] for part in self.mean_sd)
+        self.about["mean"], self.about["sd"] = self.mean, self.sd
+
+    def floats(self, images):
+        """uint8 (N, H, W, C) -> float32 with mean 0 and standard deviation 1 in each channel of the training set."""
+        N, H, W, C = images.shape
+        x = images.reshape(N, H, W * C).astype(np.float32)
+        x *= np.tile(1 / (255 * self.sd), W)
+        x -= np.tile(self.mean / self.sd, W)
+        return x.reshape(images.shape)
+
+    def changed(self, rows, cfg, rng):
+        """Training images of these rows, changed at random as cfg says -> float32 (B, H, W, C), labels (B,)."""
+        x = self.train[0][rows]
+        x = augment.flip(x, rng) if cfg.flip else x
+        x = augment.shift(x, cfg.crop, rng) if cfg.crop else x
+        x = augment.jitter(x, cfg.jitter, rng) if cfg.jitter else x
+        x = self.floats(x)
+        return (augment.cutout(x, cfg.cutout, rng) if cfg.cutout else x), self.train[1][rows]
+
+
+def at_least_32(images):
+    """uint8 (N, H, W, 1 or 3) -> (N, 32 or more, 32 or more, 3)."""
+    border = [max(0, 32 - n) for n in images.shape[1:3]]
+    if any(border):
+        images = np.pad(images, ((0, 0), *((n // 2, n - n // 2) for n in border), (0, 0)))
+    return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
+
+
+def check(cfg, ds):
+    """Say in one line what cannot work, before anything is computed."""
+    splits.check(ds, cfg)
+    runs.at_least(cfg, 1, "n_epochs", "batch_size", "accumulate", "eval_subset")
+    runs.at_least(cfg, 0, "warmup", "weight_decay", "crop", "jitter", "cutout", "snapshot_every", "lr_end")
+    runs.positive(cfg, "width", "lr", "alpha_lr", "clip")
+    for name in ("dropout", "head_dropout", "smoothing"):
+        if not 0 <= getattr(cfg, name) < 1:
+            raise cli.UsageError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: from 0 to less than 1")
+    H, W, _ = at_least_32(ds.x_train[:1]).shape[1:]
+    if H != W or (H % 32 and cfg.backbone != "mlp"):
+        raise cli.UsageError(f"{ds.name} has images of {H} x {W}: the networks take squares of 32, 64, 96, ...")
+    if cfg.credit == "local" and (cfg.accumulate > 1 or cfg.recompute):
+        raise cli.UsageError("--accumulate and --recompute save memory in backpropagation: --credit deepsup or bp")
+
+
+def train_epoch(net, data, rng, cfg, epoch):
+    """One pass over the training images -> losses and temperatures, means over the epoch."""
+    n = len(data.train[0])
+    batches = in_batches(n, cfg.batch_size)
+    order = rng.permutation(n)
+    _, opts = net.layers
+    start, log = time.perf_counter(), []
+    for i, rows in enumerate(cli.progress(batches, f"{epoch}/{cfg.n_epochs}"), start=(epoch - 1) * len(batches)):
+        factor = cosine(i, cfg.n_epochs * len(batches), round(cfg.warmup * len(batches)))
+        for opt in opts:
+            lr = cfg.alpha_lr if "alpha" in opt.params else cfg.lr
+            opt.lr = max(cfg.lr_end, lr * factor)
+        x, labels = data.changed(order[rows], cfg, rng)
+        log.append(STEPS[cfg.credit](net, x, labels, cfg, rng))
+    *loss, head = np.mean(log, axis=0)
+    seconds = time.perf_counter() - start
+    log = {"head_loss": head, "seconds": seconds, "images_per_second": n / seconds}
+    if cfg.credit != "bp":
+        log |= {"loss": loss, "T": [block.T for block in net.blocks]}
+    return log
+
+
+def evaluate(net, images, labels, cfg, data):
+    """Accuracies on uint8 images -> dict, scores of the blocks (n_blocks, N, K)."""
+    start, found = time.perf_counter(), []
+    for rows in in_batches(len(images), 1000):
+        found.append(scores_of(net, data.floats(images[rows])))
+    psi, head = (np.concatenate(part, axis=axis) for part, axis in zip(zip(*found, strict=True), (1, 0), strict=True))
+    seconds = time.perf_counter() - start
+    log = {"head_acc": accuracy(head.argmax(axis=1), labels), "seconds": seconds}
+    if cfg.credit != "bp":
+        single = psi.argmax(axis=2)  # (n_blocks, N)
+        log |= {
+            "sum_acc": accuracy(psi.sum(axis=0).argmax(axis=1), labels),
+            "upper_acc": accuracy(psi[len(psi) // 2 :].sum(axis=0).argmax(axis=1), labels),
+            "layer_acc": [accuracy(layer, labels) for layer in single],
+            "any_acc": float((single == labels).any(axis=0).mean()),
+            "disagreement": [[float((a != b).mean()) for b in single] for a in single],
+        }
+    return log, psi
+
+
+def progress_line(epoch, cfg, log, clock):
+    """An epoch in one line, for people."""
+    layers = " ".join(f"{100 * acc:.0f}" for acc in log["val"].get("layer_acc", []))
+    found = "  ".join(f"{k} {100 * log['val'][k + '_acc']:.1f}" for k in ("sum", "head") if k + "_acc" in log["val"])
+    blocks = f"  blocks {layers}" if layers else ""
+    return f"epoch {epoch:3d}/{cfg.n_epochs}  val %  {found}{blocks}  | {clock(log['seconds'], epoch)}"
+
+
+def snapshot(folder, epoch, net, psi, labels):
+    """What the figures need of this epoch: first filters, the blocks' answers, right labels."""
+    first = net.blocks[0].conv.params
+    (folder / "snapshots").mkdir(exist_ok=True)
+    arrays = {"filters": first["W"], "answers": psi.argmax(axis=2), "labels": labels}
+    record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", arrays, {"epoch": epoch})
+
+
+def run(cfg, options, threads):
+    """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
+    compilation.announce("conv")
+    this = runs.open_run(cfg, options, threads, "ff_cnn", runs.images("cifar10"), check, Split)
+    cfg, data = this.cfg, this.split
+    net = Net(cfg, data.shape, data.n_classes, np.random.default_rng([cfg.seed, 0]))
+    saved, rng = {"net": net.layers}, np.random.default_rng([cfg.seed, 3])
+    this.restore(saved, {"rng": rng})
+    weights = sum(p.size for layer in net.layers[0] for p in layer.params.values())
+    print(f"{cfg.rule}, {cfg.credit}: {cfg.backbone} x {cfg.width:g}, {weights:,} learned numbers", flush=True)
+    clock = runs.Clock(this.done, cfg.n_epochs)
+    for epoch in range(this.done + 1, cfg.n_epochs + 1):
+        log = train_epoch(net, data, rng, cfg, epoch)
+        for key, (images, labels) in data.parts("train", "val").items():
+            images, labels = images[: cfg.eval_subset], labels[: cfg.eval_subset]
+            log[key], psi = evaluate(net, images, labels, cfg, data)
+            log[key].pop("disagreement", None)
+        if epoch == cfg.n_epochs or (cfg.snapshot_every and epoch % cfg.snapshot_every == 0):
+            snapshot(this.folder, epoch, net, psi, labels)
+        record.append(this.folder, {"epoch": epoch} | log)
+        this.checkpoint(epoch, saved, {"rng": rng})
+        print(progress_line(epoch, cfg, {"val": log["train"]} | log, clock), flush=True)
+
+    parts = data.parts("test", "val")
+    final = {key: evaluate(net, *part, cfg, data)[0] for key, part in parts.items()}
+    record.append(this.folder, {"final": final | runs.cost(clock, net.layers[0])})
+    print("test accuracy  " + "  ".join(f"{k} {100 * v:.2f} %" for k, v in answers(final["test"]).items()))
+    this.finish(options, net.layers[0], "viz/ff_cnn.py")
+    return final
+
+
+def answers(scores):
+    """The accuracies of one evaluation that could be called the network's: name -> share."""
+    return {k: scores[k + "_acc"] for k in ("sum", "upper", "head") if k + "_acc" in scores}
+
+
+def main():
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES)
+    threads = runs.threads(options)
+    finals = []
+    for seed in options.seeds:
+        cfg.seed = seed
+        finals.append(answers(run(cfg, options, threads)["test"]))
+    for name in finals[0]:
+        runs.report(f"test accuracy, {name}", [100 * final[name] for final in finals])
+
+
+if __name__ == "__main__":
+    cli.run(main)

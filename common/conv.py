@@ -80,10 +80,11 @@ class Conv2d:
         if isinstance(dy, Grad):  # dL/dy is large, and what it is made from is small, or there anyway
             g, mode = dy.d, kernels_image.TIMES if dy.squares else mode
         g = np.ascontiguousarray(g, np.float32)
-        dW, db = np.empty_like(W), np.empty((len(y), y.shape[3]), np.float32)
-        kernels_conv.weight_grad(x, g, y, mode, dW, s, p)
+        size, together, columns, parts = kernels_conv.plan(*y.shape[:2], *W.shape)
+        dW, db = np.empty((parts, *W.shape), np.float32), np.empty((len(y), y.shape[3]), np.float32)
+        kernels_conv.weight_grad(x, g, y, mode, dW, size, kernels_conv.SPANS[size], together, columns, s, p)
         kernels_image.bias_grad(g, y, mode, db)
-        grads = {"W": dW, "b": db.sum(axis=0)}
+        grads = {"W": dW.sum(axis=0) if len(dW) > 1 else dW[0], "b": db.sum(axis=0)}
         if not need_dx:
             return None, grads
         dz = g
@@ -152,8 +153,10 @@ def convolve(x, W, b, size, stride, pad, relu):
     from common import kernels_conv
 
     K, O = W[..., 0].size, W.shape[3]
-    panels = np.empty((-(-O // kernels_conv.SPAN), K, kernels_conv.SPAN), np.float32)
+    width = kernels_conv.size_for(O)
+    span = kernels_conv.SPANS[width]
+    panels = np.empty((-(-O // span), K, span), np.float32)
     kernels_conv.pack_weights(W.reshape(K, O), panels)
     y = np.empty((len(x), *size, O), np.float32)
-    kernels_conv.forward(x, panels, b, y, *W.shape[:2], stride, pad, relu)
+    kernels_conv.forward(x, panels, width, b, y, *W.shape[:2], stride, pad, relu)
     return y

@@ -5,11 +5,80 @@ threads. All is float32; the readable twins are in pool.py.
 """
 
 import numpy as np
-from numba import njit, prange
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
 
 from common.kernels_cpu import LANES, _lane_sum, aligned
 
 PLAIN, MASKED, TIMES = 0, 1, 2  # a gradient as it is, where the ReLU is on, or times what the ReLU lets through
+
+
+def _lanewise(body):
+    """A loop run(D, d0, A, a0, B, b0, n): D[d0 + i] = body of D[d0 + i], A[a0 + i] and B[b0 + i], for i < n.
+
+    Offsets count floats from the array's beginning, whatever its shape. (A slice for every pixel would be written more
+    nicely, and costs more than the pixel: numba counts references to its array, with all threads on the same counter.)
+    """
+    index = types.intp
+
+    def make(width):
+        vector = ir.VectorType(ir.FloatType(), width)
+
+        @intrinsic
+        def step(typingctx, D, d0, A, a0, B, b0):
+            signature = types.void(D, index, A, index, B, index)
+
+            def codegen(context, builder, signature, args):
+                places = []
+                for k in (0, 2, 4):
+                    data = context.make_array(signature.args[k])(context, builder, args[k]).data
+                    places.append(builder.bitcast(builder.gep(data, [args[k + 1]]), vector.as_pointer()))
+                values = [builder.load(place, align=4) for place in places]  # LLVM drops those that body leaves unused
+                builder.store(body(builder, ir.Constant(vector, [0.0] * width), *values), places[0], align=4)
+                return context.get_dummy_value()
+
+            return signature, codegen
+
+        return step
+
+    wide, one = make(LANES), make(1)
+
+    @njit(inline="always")
+    def run(D, d0, A, a0, B, b0, n):
+        whole = n // LANES * LANES
+        for i in range(0, whole, LANES):
+            wide(D, d0 + i, A, a0 + i, B, b0 + i)
+        for i in range(whole, n):
+            one(D, d0 + i, A, a0 + i, B, b0 + i)
+
+    return run
+
+
+def _positive(f, zero, x, value):
+    """value where x > 0, else 0."""
+    return f.select(f.fcmp_ordered(">", x, zero), value, zero)
+
+
+copy = _lanewise(lambda f, zero, d, a, b: a)
+masked = _lanewise(lambda f, zero, d, a, b: _positive(f, zero, b, a))
+times = _lanewise(lambda f, zero, d, a, b: f.fmul(a, b))
+plus = _lanewise(lambda f, zero, d, a, b: f.fadd(a, b))
+plus_relu = _lanewise(lambda f, zero, d, a, b: _positive(f, zero, f.fadd(a, b), f.fadd(a, b)))
+add = _lanewise(lambda f, zero, d, a, b: f.fadd(d, a))
+add_masked = _lanewise(lambda f, zero, d, a, b: f.fadd(d, _positive(f, zero, b, a)))
+add_times = _lanewise(lambda f, zero, d, a, b: f.fadd(d, f.fmul(a, b)))
+
+
+@njit(inline="always")
+def gradient(mode, D, d0, G, g0, Y, y0, n):
+    """D[d0 : d0 + n] = dL/dz from the gradient G and activities Y there, as `mode` says."""
+    if mode == TIMES:
+        times(D, d0, G, g0, Y, y0, n)
+    elif mode == MASKED:
+        masked(D, d0, G, g0, Y, y0, n)
+    else:
+        copy(D, d0, G, g0, G, g0, n)
 
 
 @njit(parallel=True, cache=True)
@@ -21,19 +90,19 @@ def part_moments(z, squares, means):
     share = np.float32(1 / (high * wide))
     for part in prange(B * h):
         b, i = part // h, part % h
+        s, m = aligned(C), aligned(C)
         for j in range(w):
-            s, m = squares[b, i, j], means[b, i, j]
             s[:] = 0
             m[:] = 0
             for y in range(i * high, (i + 1) * high):
-                for x in range(j * wide, (j + 1) * wide):
-                    for c in range(C):
-                        value = z[b, y, x, c]
-                        s[c] += value * value
-                        m[c] += value
+                first = ((b * H + y) * W + j * wide) * C
+                for x in range(wide):
+                    at = first + x * C
+                    add_times(s, 0, z, at, z, at, C)
+                    add(m, 0, z, at, z, at, C)
             for c in range(C):
-                s[c] *= share
-                m[c] *= share
+                squares[b, i, j, c] = s[c] * share
+                means[b, i, j, c] = m[c] * share
 
 
 @njit(parallel=True, cache=True)
@@ -41,17 +110,12 @@ def spread(d, y, mode, dz):
     """dz = a gradient d (B, h, w, C), given for h x w equal parts of y's rows and columns, in full (B, H, W, C)."""
     B, H, W, C = dz.shape
     h, w = d.shape[1:3]
-    high, wide, zero = H // h, W // w, np.float32(0)
+    high, wide = H // h, W // w
     for part in prange(B * H):
         b, i = part // H, part % H
         for j in range(W):
-            for c in range(C):
-                value = d[b, i // high, j // wide, c]
-                if mode == TIMES:
-                    value *= y[b, i, j, c]
-                elif mode == MASKED:
-                    value = value if y[b, i, j, c] > zero else zero
-                dz[b, i, j, c] = value
+            at = (part * W + j) * C
+            gradient(mode, dz, at, d, ((b * h + i // high) * w + j // wide) * C, y, at, C)
 
 
 @njit(parallel=True, cache=True)
@@ -59,19 +123,21 @@ def bias_grad(d, y, mode, sums):
     """Of the same gradient, the sum over each image's locations: sums (B, C)."""
     B, H, W, C = y.shape
     h, w = d.shape[1:3]
-    high, wide, zero = H // h, W // w, np.float32(0)
+    high, wide = H // h, W // w
     for b in prange(B):
-        for c in range(C):
-            sums[b, c] = 0
+        total = aligned(C)
+        total[:] = 0
         for i in range(H):
             for j in range(W):
-                for c in range(C):
-                    value = d[b, i // high, j // wide, c]
-                    if mode == TIMES:
-                        value *= y[b, i, j, c]
-                    elif mode == MASKED:
-                        value = value if y[b, i, j, c] > zero else zero
-                    sums[b, c] += value
+                at, of_part = ((b * H + i) * W + j) * C, ((b * h + i // high) * w + j // wide) * C
+                if mode == TIMES:
+                    add_times(total, 0, d, of_part, y, at, C)
+                elif mode == MASKED:
+                    add_masked(total, 0, d, of_part, y, at, C)
+                else:
+                    add(total, 0, d, of_part, d, of_part, C)
+        for c in range(C):
+            sums[b, c] = total[c]
 
 
 @njit(inline="always")
@@ -89,16 +155,14 @@ def _keep(index, key, least):
 @njit(inline="always")
 def _pooled(z, b, i, j, side, row):
     """row (C,) = mean of z over the side x side window (i, j) of image b."""
-    C = z.shape[3]
+    _, H, W, C = z.shape
+    copy(row, 0, z, ((b * H + i * side) * W + j * side) * C, z, 0, C)
     if side == 1:
-        for c in range(C):
-            row[c] = z[b, i, j, c]
         return
-    row[:] = 0
-    for y in range(i * side, (i + 1) * side):
-        for x in range(j * side, (j + 1) * side):
-            for c in range(C):
-                row[c] += z[b, y, x, c]
+    for y in range(side):
+        for x in range(side):
+            if y + x > 0:
+                add(row, 0, z, ((b * H + i * side + y) * W + j * side + x) * C, z, 0, C)
     share = np.float32(1 / (side * side))
     for c in range(C):
         row[c] *= share
@@ -153,15 +217,16 @@ def hand_on(z, side, norm, centre, eps, key, least, grow, h):
     B, OH, OW, C = h.shape
     for part in prange(B * OH):
         b, i = part // OH, part % OH
-        sums = aligned(LANES)
+        sums, row = aligned(LANES), aligned(C)
         for j in range(OW):
-            row, first = h[b, i, j], (part * OW + j) * C
+            first = (part * OW + j) * C
             _pooled(z, b, i, j, side, row)
             if norm:
                 _normed(row, C, centre, eps, sums)
             if least > 0:
                 for c in range(C):
                     row[c] = row[c] * grow if _keep(first + c, key, least) else np.float32(0)
+            copy(h, first, row, 0, row, 0, C)
 
 
 @njit(parallel=True, cache=True)
@@ -174,8 +239,7 @@ def hand_back(dh, z, side, norm, centre, eps, key, least, grow, dz):
         sums, row, d = aligned(LANES), aligned(C), aligned(C)
         for j in range(OW):
             first = (part * OW + j) * C
-            for c in range(C):
-                d[c] = dh[b, i, j, c]
+            copy(d, 0, dh, first, dh, first, C)
             if least > 0:
                 for c in range(C):
                     d[c] = d[c] * grow if _keep(first + c, key, least) else np.float32(0)
@@ -190,5 +254,4 @@ def hand_back(dh, z, side, norm, centre, eps, key, least, grow, dz):
                 d[c] *= share
             for y in range(i * side, (i + 1) * side):
                 for x in range(j * side, (j + 1) * side):
-                    for c in range(C):
-                        dz[b, y, x, c] = d[c]
+                    copy(dz, ((b * dz.shape[1] + y) * dz.shape[2] + x) * C, d, 0, d, 0, C)

@@ -140,16 +140,54 @@ def bias_grad(d, y, mode, sums):
             sums[b, c] = total[c]
 
 
+def _make_drop(width):
+    """D[d0 + i] = D[d0 + i] grow if the coin of place `first + i` is at least `least`, else 0, for i < width.
+
+    The coin is a hash of the place's number and the step's key, 32 bits (MurmurHash3's last steps; pool.coins).
+    """
+    floats, ints = ir.VectorType(ir.FloatType(), width), ir.VectorType(ir.IntType(32), width)
+
+    @intrinsic
+    def step(typingctx, D, d0, first, key, least, grow):
+        signature = types.void(D, types.intp, types.intp, types.uint32, types.uint32, types.float32)
+
+        def codegen(context, f, signature, args):
+            def everywhere(scalar):
+                one = f.insert_element(ir.Constant(ir.VectorType(scalar.type, width), ir.Undefined), scalar, zero)
+                return f.shuffle_vector(one, ir.Constant(one.type, ir.Undefined), ir.Constant(ints, [0] * width))
+
+            def constant(number):
+                return ir.Constant(ints, [number] * width)
+
+            zero = ir.Constant(ir.IntType(32), 0)
+            data = context.make_array(signature.args[0])(context, f, args[0]).data
+            place = f.bitcast(f.gep(data, [args[1]]), floats.as_pointer())
+            x = f.add(everywhere(f.trunc(args[2], ir.IntType(32))), ir.Constant(ints, list(range(width))))
+            x = f.xor(f.mul(x, constant(0x9E3779B9)), everywhere(args[3]))
+            x = f.mul(f.xor(x, f.lshr(x, constant(16))), constant(0x85EBCA6B))
+            x = f.mul(f.xor(x, f.lshr(x, constant(13))), constant(0xC2B2AE35))
+            x = f.xor(x, f.lshr(x, constant(16)))
+            kept = f.fmul(f.load(place, align=4), everywhere(args[5]))
+            kept = f.select(f.icmp_unsigned(">=", x, everywhere(args[4])), kept, ir.Constant(floats, [0.0] * width))
+            f.store(kept, place, align=4)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return step
+
+
+_drop, _drop_one = _make_drop(LANES), _make_drop(1)
+
+
 @njit(inline="always")
-def _keep(index, key, least):
-    """Dropout's coin: a hash of a place's number and the step's key, 32 bits (MurmurHash3's last steps)."""
-    x = np.uint32(np.uint32(np.uint32(index) * np.uint32(0x9E3779B9)) ^ key)
-    x = np.uint32(x ^ np.uint32(x >> np.uint32(16)))
-    x = np.uint32(x * np.uint32(0x85EBCA6B))
-    x = np.uint32(x ^ np.uint32(x >> np.uint32(13)))
-    x = np.uint32(x * np.uint32(0xC2B2AE35))
-    x = np.uint32(x ^ np.uint32(x >> np.uint32(16)))
-    return x >= least
+def _dropped(row, first, key, least, grow, n):
+    """Dropout of row[:n], the values at places first, first + 1, ..."""
+    whole = n // LANES * LANES
+    for i in range(0, whole, LANES):
+        _drop(row, i, first + i, key, least, grow)
+    for i in range(whole, n):
+        _drop_one(row, i, first + i, key, least, grow)
 
 
 @njit(inline="always")
@@ -224,8 +262,7 @@ def hand_on(z, side, norm, centre, eps, key, least, grow, h):
             if norm:
                 _normed(row, C, centre, eps, sums)
             if least > 0:
-                for c in range(C):
-                    row[c] = row[c] * grow if _keep(first + c, key, least) else np.float32(0)
+                _dropped(row, first, key, least, grow, C)
             copy(h, first, row, 0, row, 0, C)
 
 
@@ -241,8 +278,7 @@ def hand_back(dh, z, side, norm, centre, eps, key, least, grow, dz):
             first = (part * OW + j) * C
             copy(d, 0, dh, first, dh, first, C)
             if least > 0:
-                for c in range(C):
-                    d[c] = d[c] * grow if _keep(first + c, key, least) else np.float32(0)
+                _dropped(d, first, key, least, grow, C)
             if norm:
                 _pooled(z, b, i, j, side, row)
                 factor = _normed(row, C, centre, eps, sums)

@@ -4,13 +4,13 @@ import numpy as np
 
 from common.arrays import gpu_kernels, like, namespace
 
+GREY = 0.299, 0.587, 0.114  # shares of red, green and blue
+
 
 def flip(images, rng):
     """Mirror every image with probability 1/2, left to right: (B, H, W, C) -> the same shape."""
-    mirrored = like(images, np.flatnonzero(rng.random(len(images)) < 0.5))
-    images = images.copy()
-    images[mirrored] = images[mirrored, :, ::-1]
-    return images
+    mirrored = like(images, rng.random(len(images))) < 0.5
+    return namespace(images).where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
 def shift(images, most, rng):
@@ -30,26 +30,36 @@ def jitter(images, most, rng):
     uint8 (B, H, W, 3) -> float32 from 0 to 255, cut off there. Contrast: distance from the image's mean grey;
     saturation: distance from each pixel's grey, 0.299 red + 0.587 green + 0.114 blue.
     """
-    brightness, contrast, saturation = rng.uniform(1 - most, 1 + most, (3, len(images), 1, 1, 1)).astype(np.float32)
-    weights = np.array([0.299, 0.587, 0.114], np.float32)
+    xp = namespace(images)
+    factors = like(images, rng.uniform(1 - most, 1 + most, (3, len(images), 1, 1, 1))).astype(np.float32)
+    brightness, contrast, saturation = factors[0], factors[1], factors[2]
     x = images.astype(np.float32)
     # grey is linear: brightness and contrast together are x -> scale x + offset, whose offset is grey
-    scale, mean = brightness * contrast, (x @ weights).mean(axis=(1, 2))[:, None, None, None]
+    scale, mean = brightness * contrast, _grey(x).mean(axis=(1, 2))[:, None, None, None]
     x *= scale
     x += (1 - contrast) * brightness * mean
-    np.clip(x, 0, 255, out=x)
-    grey = (x @ weights)[..., None]
+    xp.clip(x, 0, 255, out=x)
+    grey = _grey(x)[..., None]
     x -= grey
     x *= saturation
     x += grey
-    return np.clip(x, 0, 255, out=x)
+    return xp.clip(x, 0, 255, out=x)
+
+
+def _grey(x):
+    """(B, H, W, 3) -> (B, H, W)."""
+    red, green, blue = GREY
+    if namespace(x) is np:
+        return x @ np.array(GREY, np.float32)
+    return red * x[..., 0] + green * x[..., 1] + blue * x[..., 2]  # nothing comes from the host: see steps.py
 
 
 def cutout(images, side, rng):
     """Set a square of side x side to 0, its middle anywhere in the image (DeVries & Taylor 2017): (B, H, W, C)."""
     B, H, W, _ = images.shape
-    images = images.copy()
-    top, left = rng.integers(0, H, B) - side // 2, rng.integers(0, W, B) - side // 2
-    for image, i, j in zip(images, top, left, strict=True):
-        image[max(0, i) : max(0, i + side), max(0, j) : max(0, j + side)] = 0
-    return images
+    xp = namespace(images)
+    rows, columns = (
+        abs(xp.arange(n)[None] - (like(images, rng.integers(0, n, B))[:, None] - side // 2 + (side - 1) / 2)) < side / 2
+        for n in (H, W)
+    )  # (B, H), (B, W): which lie in the square
+    return images * ~(rows[:, :, None] & columns[:, None])[..., None]

@@ -13,8 +13,10 @@ float32 takes the kernels, which need no shifted copies. Forward-Forward never a
 
 import numpy as np
 
-from common.arrays import kernels, namespace
-from common.pool import Grad
+from common.arrays import gpu_kernels, kernels, namespace
+from common.layers import activate
+from common.pool import Grad, full
+from common.product import matmul
 
 
 class Conv2d:
@@ -46,6 +48,8 @@ class Conv2d:
             x = np.ascontiguousarray(x)
             y = convolve(x, W, b, (OH, OW), self.stride, self.padding, self.relu)
             return y, (x, y)
+        if gpu_kernels(x):
+            return self._gpu_forward(x, OH, OW)
         xp, p = namespace(x), self.padding
         x = xp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
         y = b
@@ -56,12 +60,14 @@ class Conv2d:
 
     def backward(self, dy, cache, need_dx=False):
         """dy (B, OH, OW, O), or a pool.Grad of y -> dx (B, H, W, C) or None, grads summed over the batch."""
-        x, y = cache
+        x, y, *columns = cache
         W, p = self.params["W"], self.padding
         if kernels(x) and kernels(W):
             return self._fast_backward(dy, x, y, need_dx)
+        if columns:
+            return self._gpu_backward(dy, x, y, *columns, need_dx)
         xp = namespace(x)
-        dz = xp.asarray(dy) * (y > 0) if self.relu else xp.asarray(dy)
+        dz = full(dy) * (y > 0) if self.relu else full(dy)
         dW, rows = xp.zeros_like(W), dz.reshape(-1, dz.shape[3])
         dx = xp.zeros_like(x) if need_dx else None
         for u, v, seen in self.places(*dz.shape[1:3]):
@@ -71,6 +77,25 @@ class Conv2d:
         if need_dx:
             dx = dx[:, p : x.shape[1] - p, p : x.shape[2] - p]
         return dx, {"W": dW, "b": rows.sum(axis=0)}
+
+    def _gpu_forward(self, x, OH, OW):
+        """One matrix product, of all that the kernel sees at each place (im2col) with the weights."""
+        k, W = gpu_kernels(x), self.params["W"]
+        columns = k.im2col(namespace(x).ascontiguousarray(x), len(W), self.stride, self.padding, OH, OW)
+        z = matmul(columns, W.reshape(-1, W.shape[3]))
+        z = activate(z, self.params["b"]) if self.relu else z + self.params["b"]
+        y = z.reshape(len(x), OH, OW, -1)
+        return y, (x, y, columns)
+
+    def _gpu_backward(self, dy, x, y, columns, need_dx):
+        W = self.params["W"]
+        dy = dy if isinstance(dy, Grad) else Grad(dy, y)
+        dz = dy.full(self.relu).reshape(-1, y.shape[3])
+        grads = {"W": matmul(columns.T, dz).reshape(W.shape), "b": dz.sum(axis=0)}
+        if not need_dx:
+            return None, grads
+        dcolumns = matmul(dz, W.reshape(-1, W.shape[3]).T)
+        return gpu_kernels(x).col2im(dcolumns, x.shape, len(W), self.stride, self.padding, *y.shape[1:3]), grads
 
     def _fast_backward(self, dy, x, y, need_dx):
         from common import kernels_conv, kernels_image
@@ -137,7 +162,7 @@ class Residual:
     def backward(self, dy, cache, need_dx=False):
         """dy (B, OH, OW, O), or a pool.Grad of y -> dx (B, H, W, C) or None, grads summed over the batch."""
         y, caches = cache
-        dz = namespace(y).asarray(dy) * (y > 0)
+        dz = full(dy) * (y > 0)
         dinner, second = self.parts["2"].backward(dz, caches["2"], need_dx=True)
         dx, first = self.parts["1"].backward(dinner, caches["1"], need_dx)
         grads = {"W1": first["W"], "b1": first["b"], "W2": second["W"], "b2": second["b"]}

@@ -83,6 +83,145 @@ _normalise = cp.RawKernel(
 )
 
 
+_IMAGES = r"""
+extern "C" {
+// One block for each output pixel.
+__global__ void ff_im2col(const float* x, const int H, const int W, const int C, const int OH, const int OW,
+                          const int k, const int stride, const int pad, float* out) {
+    const int ox = blockIdx.x % OW, oy = blockIdx.x / OW % OH, b = blockIdx.x / (OW * OH), K = k * k * C;
+    out += (size_t)blockIdx.x * K;
+    for (int j = threadIdx.x; j < K; j += blockDim.x) {
+        const int c = j % C, v = j / C % k, u = j / (C * k), iy = oy * stride + u - pad, ix = ox * stride + v - pad;
+        const bool inside = iy >= 0 && iy < H && ix >= 0 && ix < W;
+        out[j] = inside ? x[(((size_t)b * H + iy) * W + ix) * C + c] : 0.0f;
+    }
+}
+// One block for each input pixel.
+__global__ void ff_col2im(const float* columns, const int H, const int W, const int C, const int OH, const int OW,
+                          const int k, const int stride, const int pad, float* out) {
+    const int ix = blockIdx.x % W, iy = blockIdx.x / W % H, b = blockIdx.x / (W * H), K = k * k * C;
+    out += (size_t)blockIdx.x * C;
+    for (int c = threadIdx.x; c < C; c += blockDim.x) {
+        float sum = 0;
+        for (int u = 0; u < k; ++u)
+            for (int v = 0; v < k; ++v) {
+                const int sy = iy + pad - u, sx = ix + pad - v;
+                if (sy < 0 || sx < 0 || sy % stride || sx % stride || sy / stride >= OH || sx / stride >= OW) continue;
+                sum += columns[(((size_t)b * OH + sy / stride) * OW + sx / stride) * K + (u * k + v) * C + c];
+            }
+        out[c] = sum;
+    }
+}
+// One block for each part of an image.
+__global__ void ff_part_moments(const float* z, const int H, const int W, const int C, const int h, const int w,
+                                float* squares, float* means) {
+    const int j = blockIdx.x % w, i = blockIdx.x / w % h, b = blockIdx.x / (w * h), high = H / h, wide = W / w;
+    for (int c = threadIdx.x; c < C; c += blockDim.x) {
+        float square = 0, sum = 0;
+        for (int y = i * high; y < (i + 1) * high; ++y)
+            for (int x = j * wide; x < (j + 1) * wide; ++x) {
+                const float value = z[(((size_t)b * H + y) * W + x) * C + c];
+                square += value * value;
+                sum += value;
+            }
+        squares[(size_t)blockIdx.x * C + c] = square / (high * wide);
+        means[(size_t)blockIdx.x * C + c] = sum / (high * wide);
+    }
+}
+// One block for each pixel.
+__global__ void ff_spread(const float* d, const float* y, const int H, const int W, const int C, const int h,
+                          const int w, const int mode, float* dz) {
+    const int j = blockIdx.x % W, i = blockIdx.x / W % H, b = blockIdx.x / (W * H);
+    d += (((size_t)b * h + i / (H / h)) * w + j / (W / w)) * C;
+    for (int c = threadIdx.x; c < C; c += blockDim.x) {
+        const size_t at = (size_t)blockIdx.x * C + c;
+        dz[at] = mode == 2 ? d[c] * y[at] : mode == 0 || y[at] > 0 ? d[c] : 0.0f;
+    }
+}
+
+// The sum of one number of each of 256 threads, in all of them.
+__device__ float ff_sum(float value) {
+    __shared__ float parts[8];
+    for (int lane = 16; lane; lane /= 2) value += __shfl_xor_sync(0xffffffff, value, lane);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = 0;
+    for (int p = 0; p < 8; ++p) value += parts[p];
+    return value;
+}
+// pool.coins
+__device__ bool ff_keep(const unsigned place, const unsigned key, const unsigned least) {
+    unsigned x = place * 0x9E3779B9u ^ key;
+    x = (x ^ x >> 16) * 0x85EBCA6Bu;
+    x = (x ^ x >> 13) * 0xC2B2AE35u;
+    return (x ^ x >> 16) >= least;
+}
+// row = the mean over a window, less its mean over channels if centre, over the root of its mean square: that root.
+__device__ float ff_row(const float* z, const int H, const int W, const int C, const int OH, const int OW,
+                        const int side, const int norm, const int centre, const float eps, float* row) {
+    const int ox = blockIdx.x % OW, oy = blockIdx.x / OW % OH, b = blockIdx.x / (OW * OH);
+    float sum = 0;
+    for (int c = threadIdx.x; c < C; c += 256) {
+        float value = 0;
+        for (int y = oy * side; y < (oy + 1) * side; ++y)
+            for (int x = ox * side; x < (ox + 1) * side; ++x) value += z[(((size_t)b * H + y) * W + x) * C + c];
+        row[c] = value / (side * side);
+        sum += row[c];
+    }
+    if (!norm) return 1;
+    const float mean = centre ? ff_sum(sum) / C : 0;
+    float square = 0;
+    for (int c = threadIdx.x; c < C; c += 256) {
+        row[c] -= mean;
+        square += row[c] * row[c];
+    }
+    const float factor = 1 / sqrtf(ff_sum(square) / C + eps);
+    for (int c = threadIdx.x; c < C; c += 256) row[c] *= factor;
+    return factor;
+}
+// One block of 256 threads for each output pixel; every thread uses only those of row's numbers that it wrote.
+__global__ void ff_hand_on(const float* z, const int H, const int W, const int C, const int OH, const int OW,
+                           const int side, const int norm, const int centre, const float eps, const unsigned* key,
+                           const unsigned least, const float grow, float* h) {
+    extern __shared__ float row[];
+    ff_row(z, H, W, C, OH, OW, side, norm, centre, eps, row);
+    for (int c = threadIdx.x; c < C; c += 256) {
+        const size_t at = (size_t)blockIdx.x * C + c;
+        h[at] = !least ? row[c] : ff_keep((unsigned)at, *key, least) ? row[c] * grow : 0.0f;
+    }
+}
+__global__ void ff_hand_back(const float* dh, const float* z, const int H, const int W, const int C, const int OH,
+                             const int OW, const int side, const int norm, const int centre, const float eps,
+                             const unsigned* key, const unsigned least, const float grow, float* dz) {
+    extern __shared__ float row[];
+    float* d = row + C;
+    const float factor = ff_row(z, H, W, C, OH, OW, side, norm, centre, eps, row);
+    float along = 0, sum = 0;
+    for (int c = threadIdx.x; c < C; c += 256) {
+        const size_t at = (size_t)blockIdx.x * C + c;
+        d[c] = !least ? dh[at] : ff_keep((unsigned)at, *key, least) ? dh[at] * grow : 0.0f;
+        along += d[c] * row[c];
+        sum += d[c];
+    }
+    if (norm) {
+        along = ff_sum(along) / C;
+        sum = centre ? ff_sum(sum) / C : 0;
+    }
+    const int ox = blockIdx.x % OW, oy = blockIdx.x / OW % OH, b = blockIdx.x / (OW * OH);
+    for (int c = threadIdx.x; c < C; c += 256) {
+        const float value = (norm ? (d[c] - sum - row[c] * along) * factor : d[c]) / (side * side);
+        for (int y = oy * side; y < (oy + 1) * side; ++y)
+            for (int x = ox * side; x < (ox + 1) * side; ++x) dz[(((size_t)b * H + y) * W + x) * C + c] = value;
+    }
+}
+}
+"""
+_im2col, _col2im, _part_moments, _spread, _hand_on, _hand_back = (
+    cp.RawKernel(_IMAGES, f"ff_{name}") for name in "im2col col2im part_moments spread hand_on hand_back".split()
+)
+
+
 def bias_relu(z, b):
     """z <- ReLU(z + b), in place: z (B, n), b (n,)."""
     _bias_relu(z, b, z)
@@ -153,14 +292,14 @@ def matmul(x, W):
         one, zero = ctypes.c_float(1), ctypes.c_float(0)
         W_at, x_at, out_at = (ctypes.c_void_p(a.data.ptr) for a in (W, x, out))
         sizes = W_turned, x_turned, N, B, K
-        blas, handle, _ = _blas(cp.cuda.get_current_stream().ptr)
+        blas, handle, _ = _blas(cp.cuda.get_current_stream().ptr, _math["mode"])
         _ok(blas.cublasSgemm_v2(handle, *sizes, _at(one), W_at, W_width, x_at, x_width, _at(zero), out_at, N))
     else:
         out.fill(0)
     return out
 
 
-_at = ctypes.byref
+_at, _math = ctypes.byref, {"mode": 0}
 
 
 def _as_stored(x):
@@ -173,8 +312,8 @@ def _as_stored(x):
 
 
 @functools.cache
-def _blas(stream):
-    """The cuBLAS library that CuPy has loaded, a handle for this stream, and its workspace.
+def _blas(stream, mode):
+    """The cuBLAS library that CuPy has loaded, a handle for this stream and way to multiply, and its workspace.
 
     Without a workspace of its own it would allocate one, also in a graph.
     """
@@ -185,6 +324,7 @@ def _blas(stream):
     workspace = cp.cuda.alloc(size)
     _ok(blas.cublasCreate_v2(_at(handle)))
     _ok(blas.cublasSetStream_v2(handle, ctypes.c_void_p(stream)))
+    _ok(blas.cublasSetMathMode(handle, mode))
     _ok(blas.cublasSetWorkspace_v2(handle, ctypes.c_void_p(workspace.ptr), ctypes.c_size_t(size)))
     return blas, handle, workspace
 
@@ -192,6 +332,61 @@ def _blas(stream):
 def _ok(status):
     if status:
         raise RuntimeError(f"cuBLAS failed with status {status}")
+
+
+def im2col(x, k, stride, pad, OH, OW):
+    """All that a k x k kernel sees at each place: x (B, H, W, C) -> (B OH OW, k k C), zeros around the images."""
+    B, H, W, C = x.shape
+    out = cp.empty((B * OH * OW, k * k * C), np.float32)
+    numbers = [np.int32(v) for v in (H, W, C, OH, OW, k, stride, pad)]
+    _im2col((len(out),), (min(256, -(-out.shape[1] // 32) * 32),), (x, *numbers, out))
+    return out
+
+
+def col2im(columns, shape, k, stride, pad, OH, OW):
+    """The gradient of `im2col`: columns (B OH OW, k k C) -> (B, H, W, C), each place's sum over all that saw it."""
+    B, H, W, C = shape
+    out = cp.empty(shape, np.float32)
+    numbers = [np.int32(v) for v in (H, W, C, OH, OW, k, stride, pad)]
+    _col2im((B * H * W,), (min(256, -(-C // 32) * 32),), (columns, *numbers, out))
+    return out
+
+
+def part_moments(z, squares, means):
+    """Mean of z^2 and of z over h x w equal parts: z (B, H, W, C) -> squares and means (B, h, w, C)."""
+    B, H, W, C = z.shape
+    h, w = squares.shape[1:3]
+    numbers = [np.int32(v) for v in (H, W, C, h, w)]
+    _part_moments((B * h * w,), (min(256, -(-C // 32) * 32),), (z, *numbers, squares, means))
+
+
+def spread(d, y, mode, dz):
+    """dz (B, H, W, C) = d (B, h, w, C) at all places of its part; mode 1: where y > 0, 2: times y."""
+    B, H, W, C = y.shape
+    h, w = d.shape[1:3]
+    numbers = [np.int32(v) for v in (H, W, C, h, w, mode)]
+    _spread((B * H * W,), (min(256, -(-C // 32) * 32),), (cp.ascontiguousarray(d), y, *numbers, dz))
+
+
+def hand_on(z, side, norm, centre, eps, key, least, grow, h):
+    """`pool.HandOn`: average pool, norm over channels, dropout; z (B, H, W, C) -> h (B, H / side, W / side, C)."""
+    B, OH, OW, C = h.shape
+    numbers = [np.int32(v) for v in (*z.shape[1:], OH, OW, side, norm, centre)]
+    numbers += [np.float32(eps), cp.asarray(key, dtype=np.uint32), np.uint32(least), np.float32(grow)]
+    _hand_on((B * OH * OW,), (256,), (z, *numbers, h), shared_mem=4 * C)
+
+
+def hand_back(dh, z, side, norm, centre, eps, key, least, grow, dz):
+    """The gradient of `hand_on`: dh of h's shape -> dz of z's."""
+    B, OH, OW, C = dh.shape
+    numbers = [np.int32(v) for v in (*z.shape[1:], OH, OW, side, norm, centre)]
+    numbers += [np.float32(eps), cp.asarray(key, dtype=np.uint32), np.uint32(least), np.float32(grow)]
+    _hand_back((B * OH * OW,), (256,), (dh, z, *numbers, dz), shared_mem=8 * C)
+
+
+def tf32(on):
+    """Whether products round their factors to TF32, 10 bits of mantissa, which tensor cores multiply much faster."""
+    _math["mode"] = 3 if on else 0  # CUBLAS_TF32_TENSOR_OP_MATH, CUBLAS_DEFAULT_MATH
 
 
 def take(rows, i):

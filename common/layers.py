@@ -6,7 +6,7 @@ that hands no gradient to the layer below cannot be part of backpropagation.
 
 import numpy as np
 
-from common.arrays import gpu_kernels, kernels, namespace
+from common.arrays import gpu_kernels, kernels, like, namespace
 from common.goodness import MeanSquare, rms_inverse, scale_rows
 from common.product import gradient, matmul
 from common.sparse import times
@@ -70,7 +70,7 @@ def relu_grad(dy, y):
 
 def dropout(x, rate, rng):
     """x (...) with a share `rate` of its values set to 0 and the others divided by 1 - rate (inverted dropout)."""
-    kept = rng.random(x.shape, dtype=np.float32) >= rate
+    kept = like(x, rng.random(x.shape, dtype=np.float32)) >= rate
     return x * kept * x.dtype.type(1 / (1 - rate))
 
 

@@ -70,7 +70,13 @@ class Adam:
 def clip(grads, most):
     """A layer's gradients, scaled so that all of them together have norm `most` or less (in place, if arrays)."""
     grads = {k: np.asarray(g) if isinstance(g, Product) else g for k, g in grads.items()}
-    norm = float(sum((g * g).sum() for g in grads.values())) ** 0.5
+    if not grads:
+        return grads
+    squares = sum((g * g).sum() for g in grads.values())
+    if hasattr(squares, "get"):  # on a GPU the norm stays where it is: nothing waits for it
+        factor = namespace(squares).minimum(most / namespace(squares).sqrt(squares), 1)
+        return {k: g * factor for k, g in grads.items()}
+    norm = float(squares) ** 0.5
     if norm > most:
         for g in grads.values():
             g *= g.dtype.type(most / norm)

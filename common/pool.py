@@ -3,15 +3,17 @@
     Parts       z cut into n x n equal parts: mean of z^2 (goodness per part and channel) and mean of z, in one pass
     HandOn      average pool, norm over the channels of each location, dropout: the next block's input
     Grad        dL/dz of such measurements: one number per part and channel, times z or alone; never written out in
-                full unless someone asks (np.asarray), because a convolution's weight gradient can read it as it is
+                full unless someone asks, because a convolution's weight gradient can read it as it is
     RMSPool, MaxPool   for rules that pool otherwise
 
 float32 takes the kernels, other types the formulas, which are the definition.
 """
 
+import math
+
 import numpy as np
 
-from common.arrays import kernels, namespace
+from common.arrays import gpu_kernels, kernels, namespace
 
 
 class Grad:
@@ -20,9 +22,30 @@ class Grad:
     def __init__(self, d, y, squares=False):
         self.d, self.y, self.squares = d, y, squares
 
-    def __array__(self, dtype=None, copy=None):
+    def full(self, relu=False):
+        """The whole array; relu: 0 where y is not more than 0."""
+        mode = 2 if self.squares else int(relu)  # PLAIN, MASKED, TIMES of the kernels
+        fast = _kernels(self.y)
+        if fast:
+            dz = namespace(self.y).empty_like(self.y)
+            fast.spread(self.d, self.y, mode, dz)
+            return dz
         full = spread(self.d, self.y.shape)
-        return np.asarray(full * self.y if self.squares else full, dtype)
+        return full * self.y if self.squares else full * (self.y > 0) if relu else full
+
+
+def full(dy):
+    """A gradient written out, if it is a Grad; else as it is."""
+    return dy.full() if isinstance(dy, Grad) else dy
+
+
+def _kernels(x):
+    """The module of compiled passes over images for array x, or None."""
+    if kernels(x):
+        from common import kernels_image
+
+        return kernels_image
+    return gpu_kernels(x)
 
 
 def spread(d, shape):
@@ -46,11 +69,9 @@ class Parts:
 
     def forward(self, z):
         cut = parts(z, self.h, self.w)
-        if kernels(z):
-            from common import kernels_image
-
-            u, m = np.empty((2, len(z), self.h, self.w, z.shape[3]), np.float32)
-            kernels_image.part_moments(z, u, m)
+        if fast := _kernels(z):
+            u, m = (namespace(z).empty((len(z), self.h, self.w, z.shape[3]), np.float32) for _ in range(2))
+            fast.part_moments(z, u, m)
             return (u, m), z
         return ((cut**2).mean(axis=(2, 4)), cut.mean(axis=(2, 4))), z
 
@@ -66,15 +87,21 @@ class Parts:
         return z.shape[1] * z.shape[2] / (self.h * self.w)
 
 
-def coins(shape, key):
+def coins(shape, key, xp=np):
     """Dropout's coins, uint32 of this shape: a hash of each place's number and the key (MurmurHash3's last steps).
 
     A hash needs no state, so backpropagation throws the same coins again instead of keeping them.
     """
-    x = np.arange(np.prod(shape), dtype=np.uint32).reshape(shape) * np.uint32(0x9E3779B9) ^ np.uint32(key)
+    key = key if hasattr(key, "get") else np.uint32(key)
+    x = xp.arange(math.prod(shape), dtype=np.uint32).reshape(shape) * np.uint32(0x9E3779B9) ^ key
     x = (x ^ x >> np.uint32(16)) * np.uint32(0x85EBCA6B)
     x = (x ^ x >> np.uint32(13)) * np.uint32(0xC2B2AE35)
     return x ^ x >> np.uint32(16)
+
+
+def kept(shape, key, rate, dtype, xp=np):
+    """What dropout multiplies by: 0 for a share `rate` of the places, 1 / (1 - rate) for the others."""
+    return (coins(shape, key, xp) >= _least(rate)) * np.dtype(dtype).type(1 / (1 - rate))
 
 
 class HandOn:
@@ -92,31 +119,28 @@ class HandOn:
         """key: 32 bits, other ones for every step and layer."""
         rate = self.dropout if train else 0.0
         cache = z, key, rate
-        if kernels(z):
-            from common import kernels_image
-
+        if fast := _kernels(z):
             B, H, W, C = z.shape
-            h = np.empty((B, H // self.pool, W // self.pool, C), np.float32)
-            kernels_image.hand_on(z, *self._numbers(key, rate), h)
+            h = namespace(z).empty((B, H // self.pool, W // self.pool, C), np.float32)
+            fast.hand_on(z, *self._numbers(key, rate), h)
             return h, cache
         x, _ = self._normed(self._pooled(z))
-        return (x * self._mask(x, key, rate) if rate else x), cache
+        return (x * kept(x.shape, key, rate, x.dtype, namespace(x)) if rate else x), cache
 
     def backward(self, dh, cache):
         """dL/dh -> dL/dz. For backpropagation: Forward-Forward hands nothing back."""
         z, key, rate = cache
-        if kernels(z) and kernels(dh):
-            from common import kernels_image
-
-            dz = np.empty_like(z) if z.shape[1] == dh.shape[1] * self.pool else np.zeros_like(z)
-            kernels_image.hand_back(np.ascontiguousarray(dh), z, *self._numbers(key, rate), dz)
+        xp = namespace(z)
+        if _kernels(z) and _kernels(dh):
+            dz = xp.empty_like(z) if z.shape[1] == dh.shape[1] * self.pool else xp.zeros_like(z)
+            _kernels(z).hand_back(xp.ascontiguousarray(dh), z, *self._numbers(key, rate), dz)
             return dz
-        d = dh * self._mask(dh, key, rate) if rate else dh
+        d = dh * kept(dh.shape, key, rate, dh.dtype, xp) if rate else dh
         x, factor = self._normed(self._pooled(z))
         if self.norm != "none":
             mean = d.mean(axis=3, keepdims=True) if self.norm == "layer" else 0
             d = (d - mean - x * (x * d).mean(axis=3, keepdims=True)) * factor
-        dz = np.zeros_like(z)
+        dz = xp.zeros_like(z)
         dz[:, : dh.shape[1] * self.pool, : dh.shape[2] * self.pool] = spread(
             d / self.pool**2, (0, dh.shape[1] * self.pool, dh.shape[2] * self.pool)
         )
@@ -135,12 +159,10 @@ class HandOn:
         factor = 1 / namespace(x).sqrt((x * x).mean(axis=3, keepdims=True) + self.eps)
         return x * factor, factor
 
-    def _mask(self, x, key, rate):
-        return (coins(x.shape, key) >= _least(rate)) / (1 - rate)
-
     def _numbers(self, key, rate):
         eps, grow = np.float32(self.eps), np.float32(1 / (1 - rate))
-        return self.pool, self.norm != "none", self.norm == "layer", eps, np.uint32(key), _least(rate), grow
+        key = key if hasattr(key, "get") else np.uint32(key)
+        return self.pool, self.norm != "none", self.norm == "layer", eps, key, _least(rate), grow
 
 
 def _least(rate):

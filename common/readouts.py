@@ -14,6 +14,7 @@ cross-entropy on psi the layer learns which of its channels to excite for which 
 import numpy as np
 
 from common.functions import sigmoid
+from common.product import matmul
 
 
 class Temperature:
@@ -50,7 +51,7 @@ class RandomMap:
         self.params, self.state = {}, {"R": R.astype(dtype), "b": b.astype(dtype)}
 
     def forward(self, u, train=True):
-        return u @ self.state["R"] + self.state["b"], None
+        return matmul(u, self.state["R"]) + self.state["b"], None
 
     def backward(self, dpsi, cache, need_dx=True):
-        return dpsi @ self.state["R"].T if need_dx else None, {}
+        return matmul(dpsi, self.state["R"].T) if need_dx else None, {}

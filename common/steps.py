@@ -26,7 +26,7 @@ class Steps:
         random numbers every time.
         """
         every = list(zip(*inputs, strict=True))
-        xp = namespace(opts[0].params["b"])
+        xp = namespace(next(iter(opts[0].params.values())))
         n = sum(np.shape(each[0]) == np.shape(every[0][0]) for each in every)
         if not hasattr(xp, "cuda") or n < 3:
             return [step(rng, *each) for each in cli.progress(every, label)]

@@ -39,13 +39,15 @@ import numpy as np
 
 from common import augment
 from common import split as splits
+from common.arrays import host, like, namespace
 from common.conv import Conv2d, Residual
 from common.evaluate import accuracy, in_batches
 from common.goodness import softmax_cross_entropy
-from common.layers import BatchNorm, Dense, dropout
+from common.layers import BatchNorm, Dense
 from common.optim import Adam, clip, cosine
-from common.pool import HandOn, Parts
+from common.pool import HandOn, Parts, full, kept
 from common.readouts import RandomMap, Temperature
+from common.steps import Steps
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Config:
     train_subset: int = 0  # training images, drawn by the seed (0: all that are not held out)
     validation: int = 5000  # training images held out (0: train on all of them)
     eval_subset: int = 2000  # images behind each point of the curves
+    tf32: bool = True  # on a GPU, multiply with factors rounded to TF32 (10 bits of mantissa)
     snapshot_every: int = 0  # epochs between the snapshots that figures are drawn from (0: after the last one only)
 
 
@@ -120,17 +123,21 @@ class Head:
         self.norm, self.dense, self.rate = BatchNorm(D), Dense(D, n_classes, rng, relu=False, gain=1.0), rate
         self.params, self.state = self.norm.params | self.dense.params, self.norm.state
 
-    def forward(self, f, rng=None):
-        """rng: for dropout, in training; without it, f is only looked at."""
-        x, normed = self.norm.forward(f, train=rng is not None)
-        kept = dropout(np.ones_like(x), self.rate, rng) if rng is not None and self.rate else np.float32(1)
-        scores, cache = self.dense.forward(x * kept)
-        return scores, (normed, kept, cache)
+    def forward(self, f, key=None):
+        """key: of dropout's coins, in training; without it, f is only looked at."""
+        for part in (self.norm, self.dense):  # params may have been replaced, on their way to a GPU
+            part.params = {k: self.params[k] for k in part.params}
+        x, normed = self.norm.forward(f, train=key is not None)
+        mask = np.float32(1)
+        if key is not None and self.rate:
+            mask = kept(x.shape, key, self.rate, x.dtype, namespace(x))
+        scores, cache = self.dense.forward(x * mask)
+        return scores, (normed, mask, cache)
 
     def backward(self, dscores, cache, need_dx=False):
-        normed, kept, seen = cache
+        normed, mask, seen = cache
         dx, dense = self.dense.backward(dscores, seen, need_dx=True)  # down to BatchNorm's gain, inside this head
-        df, norm = self.norm.backward(dx * kept, normed, need_dx)
+        df, norm = self.norm.backward(dx * mask, normed, need_dx)
         return df, dense | norm
 
 
@@ -171,12 +178,12 @@ class Block:
             du, grads["temperature"] = self.temperature.backward(du, heat)
         dz = (self.parts.backward_squares if self.squares else self.parts.backward_means)(du, y)
         if self.norm:
-            dz, grads["norm"] = self.norm.backward(np.asarray(dz), normed, need_dx=True)
+            dz, grads["norm"] = self.norm.backward(full(dz), normed, need_dx=True)
         return dz, grads
 
     @property
     def T(self):
-        return float(self.temperature.T[0]) if self.temperature else 1.0
+        return float(host(self.temperature.T)[0]) if self.temperature else 1.0
 
 
 class Net:
@@ -187,14 +194,14 @@ class Net:
         mlp, residual = cfg.backbone == "mlp", cfg.backbone.startswith("resnet")
         side, C = (1, int(np.prod(shape))) if mlp else (shape[0], shape[2])
         self.flat, self.blocks, sizes = mlp, [], []
-        for i, full in enumerate(channels):
-            O = max(1, round(cfg.width * full))
+        for i, at_width_1 in enumerate(channels):
+            O = max(1, round(cfg.width * at_width_1))
             if residual and i:
                 conv = Residual(C, O, rng, stride=2 if i - 1 in pooled else 1)
             else:
                 conv = Conv2d(C, O, rng, k=1 if mlp else 3, padding=0 if mlp else 1)
             side = conv.out_size(side)
-            n = 1 if mlp else min(side, max(1, 512 // full))  # parts: App. D.1, by the channels at width 1
+            n = 1 if mlp else min(side, max(1, 512 // at_width_1))  # parts: App. D.1, by the channels at width 1
             pool = 2 if i in pooled and not residual else 1
             self.blocks.append(Block(conv, O, n, pool, n_classes, cfg, rng))
             side, C = side // pool, O
@@ -202,6 +209,7 @@ class Net:
         self.seen = slice(1, None) if cfg.head == "concat" and len(sizes) > 1 else slice(-1, None)
         self.head = Head(sum(sizes[self.seen]), n_classes, rng, cfg.head_dropout)
         self.head_opt = Adam(self.head.params, cfg.lr, decay=cfg.weight_decay)
+        self.steps = Steps()
 
     @property
     def layers(self):
@@ -213,16 +221,18 @@ class Net:
         """dL/df (B, D) of the head's features -> for each block its part (B, O), None where the head does not look."""
         n = len(self.blocks)
         looked = set(range(n)[self.seen])
-        cuts = np.cumsum([0] + [block.channels if i in looked else 0 for i, block in enumerate(self.blocks)])
+        cuts = [0]
+        for i, block in enumerate(self.blocks):
+            cuts.append(cuts[i] + (block.channels if i in looked else 0))
         return [df[:, cuts[i] : cuts[i + 1]] if i in looked else None for i in range(n)]
 
     def inputs(self, x):
         """Images (B, H, W, C) as the first block sees them."""
         return x.reshape(len(x), 1, 1, -1) if self.flat else x
 
-    def head_step(self, features, labels, cfg, rng):
+    def head_step(self, features, labels, cfg, key):
         """One step of the head on features (B, D) that nothing is handed back to -> loss."""
-        scores, cache = self.head.forward(features, rng)
+        scores, cache = self.head.forward(features, key)
         loss, d = softmax_cross_entropy(scores, labels, cfg.smoothing)
         self.head_opt.step(clip(self.head.backward(d, cache)[1], cfg.clip))
         return loss
@@ -230,8 +240,9 @@ class Net:
 
 def local_step(net, x, labels, cfg, rng):
     """One step of all blocks, each from its own loss: x (B, H, W, C), labels (B,) -> losses of blocks and head."""
-    h, features, losses = net.inputs(x), [], []
-    for block in net.blocks:
+    h, features, losses, xp = net.inputs(x), [], [], namespace(x)
+    keys = rng.integers(2**32, size=len(net.blocks) + 1, dtype=np.uint32)
+    for block, key in zip(net.blocks, keys[:-1], strict=True):
         z, cache = block.conv.forward(h)
         psi, f, seen = block.read(z)
         loss, dpsi = softmax_cross_entropy(psi, labels)
@@ -241,51 +252,53 @@ def local_step(net, x, labels, cfg, rng):
         if not cfg.pipelined:
             z, _ = block.conv.forward(h)
             f = z.mean(axis=(1, 2))
-        h, _ = block.hand_on.forward(z, key=rng.integers(2**32))
+        h, _ = block.hand_on.forward(z, key=key)
         features.append(f)
         losses.append(loss)
-    losses.append(net.head_step(np.concatenate(features[net.seen], axis=1), labels, cfg, rng))
-    return np.array(losses)  # (n_blocks + 1,)
+    losses.append(net.head_step(xp.concatenate(features[net.seen], axis=1), labels, cfg, keys[-1]))
+    return xp.stack(losses)  # (n_blocks + 1,)
 
 
 def backprop_step(net, x, labels, cfg, rng):
     """The same by backpropagation, from all blocks' losses (deepsup) or the head's alone (bp)."""
     pieces = [backprop(net, x, labels, rows, cfg, rng) for rows in in_batches(len(x), -(-len(x) // cfg.accumulate))]
-    losses, grads, features = pieces[0]
+    xp, (losses, grads, features) = namespace(x), pieces[0]
     for more, other, some in pieces[1:]:
-        losses, features = losses + more, np.concatenate([features, some])
+        losses, features = losses + more, xp.concatenate([features, some])
         for mine, theirs in zip(grads, other, strict=True):
             for layer in mine:
                 mine[layer] = {k: mine[layer][k] + theirs[layer][k] for k in mine[layer]}
     opts = [block.opts for block in net.blocks] + [{"head": net.head_opt}]
     step(list(zip(opts, grads, strict=True)), cfg)
     if cfg.credit == "deepsup":  # as in local_step, the head looks on
-        losses[-1] = net.head_step(features, labels, cfg, rng)
+        key = rng.integers(2**32, size=1, dtype=np.uint32)[0]
+        losses = xp.stack([*losses, net.head_step(features, labels, cfg, key)])
     return losses
 
 
 def backprop(net, x, labels, rows, cfg, rng):
-    """These rows' part of a batch -> losses (n_blocks + 1,), gradients of blocks and head, features of the head."""
+    """These rows' part of a batch -> the losses that learn, gradients of blocks and head, features of the head."""
     h, labels, share = net.inputs(x[rows]), labels[rows], np.float32((rows.stop - rows.start) / len(x))
-    features, kept, losses = [], [], []
-    for block in net.blocks:
-        below, key = h, rng.integers(2**32)
+    features, every, losses, xp = [], [], [], namespace(x)
+    keys = rng.integers(2**32, size=len(net.blocks) + 1, dtype=np.uint32)
+    for block, key in zip(net.blocks, keys[:-1], strict=True):
+        below = h
         z, cache = block.conv.forward(h)
         psi, f, seen = block.read(z)
         loss, dpsi = softmax_cross_entropy(psi, labels)
         h, on = block.hand_on.forward(z, key=key)
-        kept.append((below, key, dpsi * share, None if cfg.recompute else (cache, seen, on)))
+        every.append((below, key, dpsi * share, None if cfg.recompute else (cache, seen, on)))
         features.append(f)
         losses.append(loss * share)
         del z, cache, seen, on  # with --recompute nothing holds them now
-    features, losses = np.concatenate(features[net.seen], axis=1), [*losses, 0.0]
+    features = xp.concatenate(features[net.seen], axis=1)
     grads, df, dh = [{}], [None] * len(net.blocks), None
     if cfg.credit == "bp":
-        scores, cache = net.head.forward(features, rng)
+        scores, cache = net.head.forward(features, keys[-1])
         loss, d = softmax_cross_entropy(scores, labels, cfg.smoothing)
         dfeatures, own = net.head.backward(d * share, cache, need_dx=True)
-        losses, grads, df = [*[0.0] * len(net.blocks), loss * share], [{"head": own}], net.of_blocks(dfeatures)
-    for block, (below, key, dpsi, caches), df_own in reversed(list(zip(net.blocks, kept, df, strict=True))):
+        losses, grads, df = [loss * share], [{"head": own}], net.of_blocks(dfeatures)
+    for block, (below, key, dpsi, caches), df_own in reversed(list(zip(net.blocks, every, df, strict=True))):
         if caches is None:
             z, cache = block.conv.forward(below)
             caches = cache, block.read(z)[2], block.hand_on.forward(z, key=key)[1]
@@ -296,10 +309,10 @@ def backprop(net, x, labels, rows, cfg, rng):
         elif df_own is not None:
             dz = Parts(1).backward_means(df_own[:, None, None], on[0])
         if dh is not None:  # the line that Forward-Forward does without
-            dz = block.hand_on.backward(dh, on) + np.asarray(dz)
+            dz = block.hand_on.backward(dh, on) + full(dz)
         dh, own["conv"] = block.conv.backward(dz, cache, need_dx=block is not net.blocks[0])
         grads.insert(0, own)
-    return np.array(losses), grads, features
+    return xp.stack(losses), grads, features
 
 
 def step(groups, cfg):
@@ -330,8 +343,8 @@ def scores_of(net, x):
             h, _ = block.hand_on.forward(z, train=False)
             psis.append(psi)
             features.append(f)
-        heads.append(net.head.forward(np.concatenate(features[net.seen], axis=1))[0])
-        found.append(np.stack(psis))
+        heads.append(host(net.head.forward(namespace(x).concatenate(features[net.seen], axis=1))[0]))
+        found.append(host(namespace(x).stack(psis)))
     return np.concatenate(found, axis=1), np.concatenate(heads)
 
 
@@ -345,19 +358,25 @@ class Split(splits.Split):
             setattr(self, name, (at_least_32(images), labels))
         self.shape = self.train[0].shape[1:]
         self.size = int(np.prod(self.shape))
-        self.mean, self.sd = (part[: self.shape[2]] for part in self.mean_sd)
-        self.about["mean"], self.about["sd"] = self.mean, self.sd
+        mean, sd = (part[: self.shape[2]] for part in self.mean_sd)
+        self.scale, self.offset = (np.tile(part, self.shape[1]) for part in (1 / (255 * sd), mean / sd))  # (W C,)
+        self.about["mean"], self.about["sd"] = mean, sd
+
+    def to(self, xp):
+        super().to(xp)
+        self.scale, self.offset = xp.asarray(self.scale), xp.asarray(self.offset)
 
     def floats(self, images):
         """uint8 (N, H, W, C) -> float32 with mean 0 and standard deviation 1 in each channel of the training set."""
         N, H, W, C = images.shape
         x = images.reshape(N, H, W * C).astype(np.float32)
-        x *= np.tile(1 / (255 * self.sd), W)
-        x -= np.tile(self.mean / self.sd, W)
+        x *= self.scale
+        x -= self.offset
         return x.reshape(images.shape)
 
     def changed(self, rows, cfg, rng):
         """Training images of these rows, changed at random as cfg says -> float32 (B, H, W, C), labels (B,)."""
+        rows = like(self.train[0], rows)
         x = self.train[0][rows]
         x = augment.flip(x, rng) if cfg.flip else x
         x = augment.shift(x, cfg.crop, rng) if cfg.crop else x
@@ -393,18 +412,20 @@ def check(cfg, ds):
 def train_epoch(net, data, rng, cfg, epoch):
     """One pass over the training images -> losses and temperatures, means over the epoch."""
     n = len(data.train[0])
-    batches = in_batches(n, cfg.batch_size)
-    order = rng.permutation(n)
+    order, start = rng.permutation(n), time.perf_counter()
+    batches = [order[rows] for rows in in_batches(n, cfg.batch_size)]
+    first, total, warm = (epoch - 1) * len(batches), cfg.n_epochs * len(batches), round(cfg.warmup * len(batches))
+    factors = [cosine(first + i, total, warm) for i in range(len(batches))]
+    rates, warmer = ([float(max(cfg.lr_end, lr * factor)) for factor in factors] for lr in (cfg.lr, cfg.alpha_lr))
     _, opts = net.layers
-    start, log = time.perf_counter(), []
-    for i, rows in enumerate(cli.progress(batches, f"{epoch}/{cfg.n_epochs}"), start=(epoch - 1) * len(batches)):
-        factor = cosine(i, cfg.n_epochs * len(batches), round(cfg.warmup * len(batches)))
+
+    def one(rng, rows, rate, alpha_rate):
         for opt in opts:
-            lr = cfg.alpha_lr if "alpha" in opt.params else cfg.lr
-            opt.lr = max(cfg.lr_end, lr * factor)
-        x, labels = data.changed(order[rows], cfg, rng)
-        log.append(STEPS[cfg.credit](net, x, labels, cfg, rng))
-    *loss, head = np.mean(log, axis=0)
+            opt.lr = alpha_rate if "alpha" in opt.params else rate
+        return [STEPS[cfg.credit](net, *data.changed(rows, cfg, rng), cfg, rng)]
+
+    log = net.steps(one, opts, rng, f"{epoch}/{cfg.n_epochs}", batches, rates, warmer)
+    *loss, head = np.mean([host(losses) for (losses,) in log], axis=0)
     seconds = time.perf_counter() - start
     log = {"head_loss": head, "seconds": seconds, "images_per_second": n / seconds}
     if cfg.credit != "bp":
@@ -419,6 +440,7 @@ def evaluate(net, images, labels, cfg, data):
         found.append(scores_of(net, data.floats(images[rows])))
     psi, head = (np.concatenate(part, axis=axis) for part, axis in zip(zip(*found, strict=True), (1, 0), strict=True))
     seconds = time.perf_counter() - start
+    labels = host(labels)
     log = {"head_acc": accuracy(head.argmax(axis=1), labels), "seconds": seconds}
     if cfg.credit != "bp":
         single = psi.argmax(axis=2)  # (n_blocks, N)
@@ -444,18 +466,23 @@ def snapshot(folder, epoch, net, psi, labels):
     """What the figures need of this epoch: first filters, the blocks' answers, right labels."""
     first = net.blocks[0].conv.params
     (folder / "snapshots").mkdir(exist_ok=True)
-    arrays = {"filters": first["W"], "answers": psi.argmax(axis=2), "labels": labels}
+    arrays = {"filters": host(first["W"]), "answers": psi.argmax(axis=2), "labels": host(labels)}
     record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", arrays, {"epoch": epoch})
 
 
 def run(cfg, options, threads):
     """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
-    compilation.announce("conv")
+    if options.device == "cpu":
+        compilation.announce("conv")
     this = runs.open_run(cfg, options, threads, "ff_cnn", runs.images("cifar10"), check, Split)
     cfg, data = this.cfg, this.split
     net = Net(cfg, data.shape, data.n_classes, np.random.default_rng([cfg.seed, 0]))
     saved, rng = {"net": net.layers}, np.random.default_rng([cfg.seed, 3])
     this.restore(saved, {"rng": rng})
+    if options.device == "cuda":
+        from common import kernels_gpu
+
+        kernels_gpu.tf32(cfg.tf32)
     weights = sum(p.size for layer in net.layers[0] for p in layer.params.values())
     print(f"{cfg.rule}, {cfg.credit}: {cfg.backbone} x {cfg.width:g}, {weights:,} learned numbers", flush=True)
     clock = runs.Clock(this.done, cfg.n_epochs)
@@ -485,7 +512,7 @@ def answers(scores):
 
 
 def main():
-    cfg, options = cli.parse(Config, __doc__, choices=CHOICES)
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, device=True)
     threads = runs.threads(options)
     finals = []
     for seed in options.seeds:

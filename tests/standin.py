@@ -7,8 +7,8 @@ functions only. Code that runs on these arrays takes every function from the arr
 import numpy as np
 
 FUNCTIONS = (
-    "abs arange concatenate einsum empty empty_like exp eye flatnonzero full log log1p matmul maximum mean ones_like "
-    "pad repeat sqrt stack sum unique where zeros zeros_like"
+    "abs arange ascontiguousarray clip concatenate cumsum einsum empty empty_like exp eye flatnonzero full log "
+    "log1p matmul maximum mean minimum ones_like pad repeat sqrt stack sum unique where zeros zeros_like"
 ).split()
 float32, float64, int64 = np.float32, np.float64, np.int64
 
@@ -74,18 +74,18 @@ def _operator(name):
         result = getattr(self.data, name)(*(unwrap(o) for o in others))
         if result is NotImplemented:
             return NotImplemented
-        if name.startswith("__i"):
+        if others and name.startswith("__i"):  # __invert__ has no other
             return self
         return wrap(result)
 
     return method
 
 
-for _name in "add sub mul truediv floordiv mod pow matmul and or".split():
+for _name in "add sub mul truediv floordiv mod pow matmul and or xor rshift".split():
     for _prefix in ("", "r", "i"):
         if hasattr(np.ndarray, f"__{_prefix}{_name}__"):
             setattr(ndarray, f"__{_prefix}{_name}__", _operator(f"__{_prefix}{_name}__"))
-for _name in "neg eq ne lt le gt ge invert".split():
+for _name in "neg abs eq ne lt le gt ge invert".split():
     setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
 
 

@@ -1,4 +1,4 @@
-"""ff_mnist on another array module: the stand-in everywhere, and CuPy where there is a GPU. Same numbers as on the CPU.
+"""ff_mnist and ff_cnn on another array module: the stand-in everywhere, CuPy where there is a GPU. The CPU's numbers.
 
 The fused kernels of common/kernels_gpu.py are compared with the formulas in float64, norm by norm.
 """
@@ -13,11 +13,13 @@ import pytest
 import scripts
 import standin
 
-from common import arrays, cli, goodness, layers, optim, product, runs
+from common import arrays, cli, goodness, layers, optim, pool, product, runs
 from common.augment import shift
+from common.conv import Conv2d
 from common.split import Split
 from common.steps import Steps
 
+cnn = scripts.load("ff_cnn/train.py")
 train, recurrent, backprop = (scripts.load(f"ff_mnist/{name}.py") for name in ("train", "recurrent", "backprop"))
 
 
@@ -95,6 +97,41 @@ def test_backpropagation_is_the_same_on_every_device(name):
     assert all(far(a, b) < 1e-4 for a, b in zip(found[1][1], found[0][1], strict=True))
 
 
+CNN = {
+    "dtg": {},
+    "linear, deepsup": {"rule": "linear", "credit": "deepsup", "clip_by": "network", "norm": "rms"},
+    "bp": {"credit": "bp", "accumulate": 2, "head": "last"},
+    "resnet": {"backbone": "resnet-small", "pipelined": False, "projection": "unit"},
+    "batch": {"goodness_norm": "batch", "projection": "learned", "dropout": 0.0, "head_dropout": 0.0},
+}
+
+
+@pytest.mark.parametrize("settings", CNN)
+@pytest.mark.parametrize("name", ["stand-in", "CuPy"])
+def test_convolutional_networks_are_the_same_on_every_device(name, settings, monkeypatch):
+    """Two epochs with all changes of images and dropout: losses, accuracies and weights."""
+    monkeypatch.setitem(cnn.BACKBONES, "small", ([128, 256, 512], [0, 1]))
+    monkeypatch.setitem(cnn.BACKBONES, "resnet-small", ([128, 128, 256], [0]))
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (70, 32, 32, 3)).astype(np.uint8), rng.integers(0, 10, 70).astype(np.uint8)
+    ds = SimpleNamespace(x_train=x, y_train=y, x_test=x, y_test=y, class_names=list("0123456789"), name="noise")
+    changes = {"backbone": "small", "width": 0.05, "batch_size": 12, "validation": 10, "n_epochs": 2}
+    cfg = cnn.Config(**changes | CNN[settings])
+    found = []
+    for xp in (np, other_module(name)):
+        data, net = cnn.Split(ds, cfg), cnn.Net(cfg, (32, 32, 3), 10, np.random.default_rng(1))
+        if xp is not np:
+            data.to(xp)
+            runs.move(xp, {"net": net.layers})
+        rng = np.random.default_rng(2)
+        logs = [cnn.train_epoch(net, data, rng, cfg, epoch) for epoch in (1, 2)]
+        scores, _ = cnn.evaluate(net, *data.val, cfg, data)
+        weights = np.concatenate([arrays.host(p).ravel() for layer in net.layers[0] for p in layer.params.values()])
+        found.append((weights, [[*log.get("loss", []), log["head_loss"]] for log in logs], scores["head_acc"]))
+    assert far(found[1][0], found[0][0]) < 2e-3  # Adam's first steps are signs, also of gradients next to 0
+    assert np.allclose(found[1][1], found[0][1], rtol=2e-3) and abs(found[1][2] - found[0][2]) <= 0.1
+
+
 def far(a, b):
     """Norm of the difference as a share of b's."""
     return np.linalg.norm(arrays.host(a) - b) / np.linalg.norm(b)
@@ -134,6 +171,43 @@ def test_products_in_every_layout(shape):
         for W in layouts(b):
             got = arrays.host(product.matmul(x, W))
             assert np.linalg.norm(got - a @ b) <= 1e-6 * np.linalg.norm(a @ b)
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 9, 10, 3, 7, 3, 1, 1), (4, 8, 8, 40, 300, 3, 2, 1), (3, 6, 6, 5, 4, 1, 1, 0)], ids=str
+)
+def test_kernels_of_images(shape):
+    """Convolution, its gradients, parts and what is handed on, against the formulas in float64."""
+    xp, rng = gpu(), np.random.default_rng(0)
+    B, H, W, C, O, k, stride, padding = shape
+    ours, exact = (
+        Conv2d(C, O, np.random.default_rng(0), k, stride, padding, dtype=t) for t in (np.float32, np.float64)
+    )
+    exact.params = {key: p.astype(np.float64) for key, p in ours.params.items()}
+    arrays.move(xp, ours.params)
+    x = rng.standard_normal((B, H, W, C))
+    y64, cache64 = exact.forward(x)
+    y, cache = ours.forward(xp.asarray(x.astype(np.float32)))
+    assert far(y, y64) < 1e-5
+    dy = rng.standard_normal(y64.shape) * (abs(y64) > 1e-4)
+    dx, grads = ours.backward(xp.asarray(dy.astype(np.float32)), cache, need_dx=True)
+    dx64, grads64 = exact.backward(dy, cache64, need_dx=True)
+    assert far(dx, dx64) < 1e-5 and all(far(grads[key], grads64[key]) < 1e-5 for key in grads64)
+    z = rng.standard_normal((B, 8, 8, C))
+    z32 = xp.asarray(z.astype(np.float32))
+    for a, b in zip(pool.Parts(2).forward(z32)[0], pool.Parts(2).forward(z)[0], strict=True):
+        assert far(a, b) < 1e-5
+    d = rng.standard_normal((B, 2, 2, C))
+    for squares in (False, True):
+        grad, grad64 = pool.Grad(xp.asarray(d.astype(np.float32)), z32, squares), pool.Grad(d, z, squares)
+        assert far(grad.full(), grad64.full()) < 1e-5
+    for norm in ("layer", "rms", "none"):
+        layer, key = pool.HandOn(2, norm, dropout=0.3), np.uint32(12345)
+        h, cache = layer.forward(z32, key=key)
+        h64, cache64 = layer.forward(z, key=key)
+        dh = rng.standard_normal(h64.shape)
+        assert far(h, h64) < 1e-5
+        assert far(layer.backward(xp.asarray(dh.astype(np.float32)), cache), layer.backward(dh, cache64)) < 1e-5
 
 
 def test_kernels_of_losses():

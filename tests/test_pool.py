@@ -24,7 +24,7 @@ def test_parts(shape, n):
     side = shape[1] // n
     assert np.isclose(u[1, 0, n - 1, 2], (z[1, :side, -side:, 2] ** 2).mean())
     a, b = rng.standard_normal((2, *u.shape))
-    dz = np.asarray(layer.backward_squares(a, cache)) + np.asarray(layer.backward_means(b, cache))
+    dz = layer.backward_squares(a, cache).full() + layer.backward_means(b, cache).full()
 
     def value():
         (u, m), _ = layer.forward(z)
@@ -87,8 +87,10 @@ def test_convolution_reads_a_grad_as_it_is(squares, relu):
     y, cache = layer.forward(x)
     grad = pool.Grad(rng.standard_normal((6, 2, 4, 34)).astype(np.float32), y, squares)
     _, cache64 = exact.forward(x.astype(np.float64))
-    expected = exact.backward(np.float64(grad), cache64, need_dx=True)
-    for given in (grad, np.asarray(grad)):
+    expected = exact.backward(grad.full().astype(np.float64), cache64, need_dx=True)
+    if relu or not squares:
+        assert np.allclose(grad.full(relu=True), grad.full() * (y > 0))
+    for given in (grad, grad.full()):
         dx, grads = layer.backward(given, cache, need_dx=True)
         near(dx, expected[0])
         for k in ("W", "b"):

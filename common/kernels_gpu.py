@@ -150,7 +150,7 @@ __device__ float ff_sum(float value) {
     for (int p = 0; p < 8; ++p) value += parts[p];
     return value;
 }
-// pool.coins
+// layers.coins
 __device__ bool ff_keep(const unsigned place, const unsigned key, const unsigned least) {
     unsigned x = place * 0x9E3779B9u ^ key;
     x = (x ^ x >> 16) * 0x85EBCA6Bu;

@@ -143,7 +143,7 @@ def bias_grad(d, y, mode, sums):
 def _make_drop(width):
     """D[d0 + i] = D[d0 + i] grow if the coin of place `first + i` is at least `least`, else 0, for i < width.
 
-    The coin is a hash of the place's number and the step's key, 32 bits (MurmurHash3's last steps; pool.coins).
+    The coin is a hash of the place's number and the step's key, 32 bits (MurmurHash3's last steps; layers.coins).
     """
     floats, ints = ir.VectorType(ir.FloatType(), width), ir.VectorType(ir.IntType(32), width)
 

@@ -4,9 +4,11 @@ No base class and no hidden state between calls. `need_dx=False` is all that For
 that hands no gradient to the layer below cannot be part of backpropagation.
 """
 
+import math
+
 import numpy as np
 
-from common.arrays import gpu_kernels, kernels, like, namespace
+from common.arrays import gpu_kernels, kernels, namespace
 from common.goodness import MeanSquare, rms_inverse, scale_rows
 from common.product import gradient, matmul
 from common.sparse import times
@@ -68,10 +70,34 @@ def relu_grad(dy, y):
     return dy * (y > 0)
 
 
-def dropout(x, rate, rng):
-    """x (...) with a share `rate` of its values set to 0 and the others divided by 1 - rate (inverted dropout)."""
-    kept = like(x, rng.random(x.shape, dtype=np.float32)) >= rate
-    return x * kept * x.dtype.type(1 / (1 - rate))
+def dropout(x, rate, key):
+    """x (...) with a share `rate` of its values set to 0 and the others divided by 1 - rate (inverted dropout).
+
+    key: 32 bits, other ones for every step and layer.
+    """
+    return x * kept(x.shape, key, rate, x.dtype, namespace(x))
+
+
+def coins(shape, key, xp=np):
+    """Dropout's coins, uint32 of this shape: a hash of each place's number and the key (MurmurHash3's last steps).
+
+    A hash needs no state, so backpropagation throws the same coins again instead of keeping them.
+    """
+    key = key if hasattr(key, "get") else np.uint32(key)
+    x = xp.arange(math.prod(shape), dtype=np.uint32).reshape(shape) * np.uint32(0x9E3779B9) ^ key
+    x = (x ^ x >> np.uint32(16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ x >> np.uint32(13)) * np.uint32(0xC2B2AE35)
+    return x ^ x >> np.uint32(16)
+
+
+def kept(shape, key, rate, dtype, xp=np):
+    """What dropout multiplies by: 0 for a share `rate` of the places, 1 / (1 - rate) for the others."""
+    return (coins(shape, key, xp) >= least(rate)) * np.dtype(dtype).type(1 / (1 - rate))
+
+
+def least(rate):
+    """The smallest coin that keeps its value."""
+    return np.uint32(round(rate * 2**32))
 
 
 def stack(x, row):

@@ -9,11 +9,10 @@
 float32 takes the kernels, other types the formulas, which are the definition.
 """
 
-import math
-
 import numpy as np
 
 from common.arrays import gpu_kernels, kernels, namespace
+from common.layers import kept, least
 
 
 class Grad:
@@ -87,23 +86,6 @@ class Parts:
         return z.shape[1] * z.shape[2] / (self.h * self.w)
 
 
-def coins(shape, key, xp=np):
-    """Dropout's coins, uint32 of this shape: a hash of each place's number and the key (MurmurHash3's last steps).
-
-    A hash needs no state, so backpropagation throws the same coins again instead of keeping them.
-    """
-    key = key if hasattr(key, "get") else np.uint32(key)
-    x = xp.arange(math.prod(shape), dtype=np.uint32).reshape(shape) * np.uint32(0x9E3779B9) ^ key
-    x = (x ^ x >> np.uint32(16)) * np.uint32(0x85EBCA6B)
-    x = (x ^ x >> np.uint32(13)) * np.uint32(0xC2B2AE35)
-    return x ^ x >> np.uint32(16)
-
-
-def kept(shape, key, rate, dtype, xp=np):
-    """What dropout multiplies by: 0 for a share `rate` of the places, 1 / (1 - rate) for the others."""
-    return (coins(shape, key, xp) >= _least(rate)) * np.dtype(dtype).type(1 / (1 - rate))
-
-
 class HandOn:
     """h = dropout(norm(average pool(z))): z (B, H, W, C) -> h (B, H / pool, W / pool, C). No parameters.
 
@@ -162,12 +144,7 @@ class HandOn:
     def _numbers(self, key, rate):
         eps, grow = np.float32(self.eps), np.float32(1 / (1 - rate))
         key = key if hasattr(key, "get") else np.uint32(key)
-        return self.pool, self.norm != "none", self.norm == "layer", eps, key, _least(rate), grow
-
-
-def _least(rate):
-    """The smallest coin that keeps its value."""
-    return np.uint32(round(rate * 2**32))
+        return self.pool, self.norm != "none", self.norm == "layer", eps, key, least(rate), grow
 
 
 class RMSPool:

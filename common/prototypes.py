@@ -19,6 +19,7 @@ Gradients, through both normalisations; d = dL/dscore (B, K), s_bkm = softmax ov
 import numpy as np
 
 from common.arrays import namespace
+from common.product import matmul
 
 
 class Prototypes:
@@ -34,7 +35,7 @@ class Prototypes:
         K, M, D = P.shape
         length = xp.sqrt((y * y).sum(axis=1, keepdims=True)) + y.dtype.type(1e-8)
         u = y / length
-        z = y.dtype.type(self.scale) * (u @ P.reshape(-1, D).T).reshape(-1, K, M)
+        z = y.dtype.type(self.scale) * matmul(u, P.reshape(-1, D).T).reshape(-1, K, M)
         if M == 1:
             return z[:, :, 0], (u, length, xp.full(z.shape, 1, dtype=z.dtype))
         most = z.max(axis=2, keepdims=True)
@@ -48,11 +49,11 @@ class Prototypes:
         P = self.params["P"]
         K, M, D = P.shape
         dcos = (dscore.dtype.type(self.scale) * dscore[:, :, None] * share).reshape(len(u), K * M)
-        v = (dcos.T @ u).reshape(P.shape)
+        v = matmul(dcos.T, u).reshape(P.shape)
         grads = {"P": v - (v * P).sum(axis=2, keepdims=True) * P}
         if not need_dx:
             return None, grads
-        v = dcos @ P.reshape(K * M, D)
+        v = matmul(dcos, P.reshape(K * M, D))
         return (v - (v * u).sum(axis=1, keepdims=True) * u) / length, grads
 
     def renormalise(self):

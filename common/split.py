@@ -30,8 +30,10 @@ class Split:
 
     def to(self, xp):
         """All images and labels as arrays of the module xp."""
+        mean_sd = self.mean_sd
         for name in ("train", "val", "test"):
             setattr(self, name, tuple(xp.asarray(part) for part in getattr(self, name)))
+        self.mean_sd = tuple(xp.asarray(part) for part in mean_sd)
 
     def batch(self, rows, jitter, rng, flip=False):
         """Training images of these rows as pixels (B, D) from 0 to 1, moved by up to `jitter` pixels and, with `flip`,

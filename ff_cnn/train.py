@@ -43,9 +43,9 @@ from common.arrays import host, like, namespace
 from common.conv import Conv2d, Residual
 from common.evaluate import accuracy, in_batches
 from common.goodness import softmax_cross_entropy
-from common.layers import BatchNorm, Dense
+from common.layers import BatchNorm, Dense, kept
 from common.optim import Adam, clip, cosine
-from common.pool import HandOn, Parts, full, kept
+from common.pool import HandOn, Parts, full
 from common.readouts import RandomMap, Temperature
 from common.steps import Steps
 
@@ -128,9 +128,8 @@ class Head:
         for part in (self.norm, self.dense):  # params may have been replaced, on their way to a GPU
             part.params = {k: self.params[k] for k in part.params}
         x, normed = self.norm.forward(f, train=key is not None)
-        mask = np.float32(1)
-        if key is not None and self.rate:
-            mask = kept(x.shape, key, self.rate, x.dtype, namespace(x))
+        drop = key is not None and self.rate
+        mask = kept(x.shape, key, self.rate, x.dtype, namespace(x)) if drop else np.float32(1)
         scores, cache = self.dense.forward(x * mask)
         return scores, (normed, mask, cache)
 

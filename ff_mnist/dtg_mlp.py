@@ -42,6 +42,7 @@ from common import cli, compilation, record, runs, split  # before NumPy, see co
 # isort: split
 import numpy as np
 
+from common.arrays import host, namespace
 from common.evaluate import accuracy, in_batches
 from common.functions import sigmoid, softplus
 from common.goodness import MeanSquare, softmax_cross_entropy
@@ -49,7 +50,9 @@ from common.label_input import LabelInput
 from common.labels import one_hot, wrong_labels
 from common.layers import BatchNorm, Dense, RMSNorm, relu_grad
 from common.optim import SCHEDULES, Adam
+from common.product import matmul
 from common.split import Split, pixels
+from common.steps import Steps
 
 
 @dataclass
@@ -100,23 +103,23 @@ class DynamicGoodness:
         self.fixed = theta
 
     def values(self):
-        """-> T, theta (numbers)."""
+        """-> T, theta: of shape (1,), or numbers if they are not learnt."""
         if not self.params:
             return 1.0, self.fixed
-        alpha, theta_0 = (float(self.params[k][0]) for k in ("alpha", "theta_0"))
-        return T_MIN + (T_MAX - T_MIN) * float(sigmoid(np.float64(alpha))), float(softplus(np.float64(theta_0)))
+        return T_MIN + (T_MAX - T_MIN) * sigmoid(self.params["alpha"]), softplus(self.params["theta_0"])
 
     def warm_start(self, g):
         """App. A.2: at first the margin is the mean goodness of the first batch, right and wrong rows together."""
-        if self.params and not self.state["started"][0]:
-            mean = float(g.mean())
-            self.params["theta_0"][0] = mean if mean > 20 else np.log(np.expm1(max(mean, 1e-6)))  # softplus, inverted
-            self.state["started"][0] = 1
+        if self.params:  # without asking a GPU for a number: it computes this at every step, and takes it at the first
+            xp, mean, theta_0 = namespace(g), g.mean(), self.params["theta_0"]
+            inverse = xp.log(xp.expm1(xp.maximum(xp.minimum(mean, 20), 1e-6)))  # of softplus
+            theta_0[...] = xp.where(self.state["started"] > 0, theta_0, xp.where(mean > 20, mean, inverse))
+            self.state["started"][...] = 1
 
     def loss(self, g, s):
         """Goodness g (B,), s (B,) of +1/-1 -> sum of softplus(-s psi), dL/dg (B,), grads."""
         T, theta = self.values()
-        margin = -s * (g / g.dtype.type(T) - g.dtype.type(theta))
+        margin = -s * (g / T - theta)
         dpsi = -s * sigmoid(margin)
         grads = {}
         if self.params:
@@ -124,7 +127,7 @@ class DynamicGoodness:
             dT = -(dpsi * g).sum() / T**2
             grads = {"alpha": dT * (T_MAX - T_MIN) * sigmoid(alpha) * sigmoid(-alpha)}
             grads["theta_0"] = -dpsi.sum() * sigmoid(theta_0)
-        return softplus(margin).sum(), dpsi / g.dtype.type(T), grads
+        return softplus(margin).sum(), dpsi / T, grads
 
 
 class LayerNorm:
@@ -160,6 +163,16 @@ class Net:
         self.temperature_opts = [Adam(t.params, cfg.temperature_lr) for t in self.temperatures]
         self.norm_opts = [Adam(norm.params, cfg.lr) for norm in [*self.norms, *self.head_norms]]
         self.head_opt = Adam(self.head.params, cfg.lr, decay=cfg.weight_decay)
+        self.steps = Steps()
+
+    @property
+    def parts(self):
+        """What lives between steps: name -> layers, an optimiser for each."""
+        found = {"layers": (self.layers, self.opts), "temperatures": (self.temperatures, self.temperature_opts)}
+        return found | {
+            "norms": ([*self.norms, *self.head_norms], self.norm_opts),
+            "head": ([self.head], [self.head_opt]),
+        }
 
 
 def forward(net, x, codes, cfg, train=True):
@@ -179,8 +192,8 @@ def forward(net, x, codes, cfg, train=True):
         if net.norms:  # BatchNorm everywhere: goodness is that of normalised activity
             halves = [slice(0, B), slice(B, None)] if train and cfg.norm == "batch-halves" else [slice(None)]
             parts = [net.norms[i].forward(a[half], train=train) for half in halves]
-            normed, of_norm = np.concatenate([y for y, _ in parts]), [of for _, of in parts]
-        z = np.maximum(normed, 0)
+            normed, of_norm = namespace(a).concatenate([y for y, _ in parts]), [of for _, of in parts]
+        z = namespace(a).maximum(normed, 0)
         h, of_rms = RMSNorm().forward(z) if cfg.norm == "rms" else (z, None)
         seen.append((a, z, cache, of_norm, of_rms))
     return seen
@@ -188,7 +201,8 @@ def forward(net, x, codes, cfg, train=True):
 
 def local_part(net, seen, cfg, B):
     """Every layer's own loss, from its 2B labelled rows -> dL_ff/da (2B, n) of each layer, log (L, 5); all local."""
-    s, da, log = np.repeat(np.float32([1, -1]), B), [], []
+    one, xp = seen[0][1][:B, 0] * 0 + 1, namespace(seen[0][1])
+    s, da, log = xp.concatenate([one, -one]), [], []
     for i, (_, z, _, of_norm, _) in enumerate(seen):
         temperature = net.temperatures[i]
         g, squares = MeanSquare().forward(z[: 2 * B])
@@ -201,13 +215,13 @@ def local_part(net, seen, cfg, B):
             parts = [net.norms[i].backward(half, of, need_dx=True) for half, of in zip(halves, of_norm, strict=True)]
             weight = np.float32(cfg.lambda_ff)
             net.norm_opts[i].step({k: weight * sum(grads[k] for _, grads in parts) for k in parts[0][1]})
-            dz = np.concatenate([dx for dx, _ in parts])
+            dz = xp.concatenate([dx for dx, _ in parts])
         da.append(dz)
         log.append((loss / B, g[:B].mean(), g[B:].mean(), T, theta))
         if of_temperature:
             weight = np.float32(cfg.lambda_ff / B)
             net.temperature_opts[i].step({k: weight * v for k, v in of_temperature.items()})
-    return da, np.array(log)
+    return da, log
 
 
 def head_part(net, seen, labels, cfg, B):
@@ -230,15 +244,15 @@ def head_part(net, seen, labels, cfg, B):
             errors[i], grads = net.head_norms[j].backward(errors[i], of_norm[j], need_dx=True)
             net.norm_opts[len(net.norms) + j].step(grads)
         if cfg.head == "last":
-            errors[i] = relu_grad(np.ascontiguousarray(errors[i]), seen[i][1][2 * B :])
+            errors[i] = relu_grad(namespace(dy).ascontiguousarray(errors[i]), seen[i][1][2 * B :])
     for i in reversed(range(L - 1)):  # and what the layer above adds to it: the line that Forward-Forward does without
         if errors[i + 1] is None:
             continue
-        dh = errors[i + 1] @ net.layers[i + 1].params["W"].T
+        dh = matmul(errors[i + 1], net.layers[i + 1].params["W"].T)
         _, z, _, _, of_rms = seen[i]
         if of_rms:
             dh, _ = RMSNorm().backward(dh, tuple(part[2 * B :] for part in of_rms), need_dx=True)
-        da = relu_grad(np.ascontiguousarray(dh), z[2 * B :])
+        da = relu_grad(namespace(dh).ascontiguousarray(dh), z[2 * B :])
         errors[i] = da if errors[i] is None else errors[i] + da
     return loss, errors
 
@@ -250,22 +264,22 @@ def states(net, seen, cfg, rows, train):
     if cfg.head_norm != "none":
         both = [norm.forward(x, train=train) for norm, x in zip(net.head_norms, some, strict=True)]
         some, caches = [y for y, _ in both], [cache for _, cache in both]
-    return np.concatenate(some, axis=1), caches
+    return namespace(some[0]).concatenate(some, axis=1), caches
 
 
 def step(net, x, labels, cfg, rng, n_classes):
     """One step of everything: x (B, D), labels (B,) -> cross-entropy of the head, log of the layers (L, 5)."""
-    B, wrong = len(x), wrong_labels(labels, n_classes, rng)
+    B, wrong, xp = len(x), wrong_labels(labels, n_classes, rng), namespace(x)
     codes = [np.float32(cfg.label) * one_hot(some, n_classes) for some in (labels, wrong)]
     codes += [x[:, :n_classes]] if cfg.head != "none" else []  # the head's rows are images as they are
-    seen = forward(net, x, np.concatenate(codes), cfg)
+    seen = forward(net, x, xp.concatenate(codes), cfg)
     loss, errors = 0.0, [None] * len(net.layers)
     if cfg.head != "none":
         loss, errors = head_part(net, seen, labels, cfg, B)  # with the weights of before the step
     local, log = local_part(net, seen, cfg, B)
     for layer, opt, ff, error, (_, _, cache, _, _) in zip(net.layers, net.opts, local, errors, seen, strict=True):
         ff = np.float32(cfg.lambda_ff) * ff
-        da = ff if error is None else np.concatenate([ff, error])
+        da = ff if error is None else xp.concatenate([ff, error])
         opt.step(layer.backward(da, cache)[1])  # eq. 9
     return loss, log
 
@@ -279,13 +293,14 @@ def answers(net, x, cfg, n_classes):
             seen = forward(net, some, some[:, :n_classes], cfg, train=False)
             found.append(net.head.forward(states(net, seen, cfg, slice(None), False)[0])[0].argmax(axis=1))
         else:
-            codes = np.float32(cfg.label) * one_hot(np.repeat(np.arange(n_classes), len(some)), n_classes)
+            xp = namespace(x)
+            codes = np.float32(cfg.label) * one_hot(xp.repeat(xp.arange(n_classes), len(some)), n_classes)
             seen = forward(net, some, codes, cfg, train=False)
             g = [
                 MeanSquare().forward(z)[0] / t.values()[0] for (_, z, *_), t in zip(seen, net.temperatures, strict=True)
             ]
-            found.append(np.sum(g, axis=0).reshape(n_classes, len(some)).argmax(axis=0))
-    return np.concatenate(found)
+            found.append(sum(g).reshape(n_classes, len(some)).argmax(axis=0))
+    return np.concatenate([host(some) for some in found])
 
 
 def check(cfg, ds):
@@ -306,21 +321,24 @@ def check(cfg, ds):
 def train_epoch(net, data, rng, cfg, epoch):
     """One pass over the training images -> means over the epoch."""
     n, (mean, sd) = len(data.train[0]), data.mean_sd
-    batches = in_batches(n, cfg.batch_size)
-    order = rng.permutation(n)
-    start, log, losses = time.perf_counter(), [], []
-    for i, rows in enumerate(cli.progress(batches, f"{epoch}/{cfg.n_epochs}"), start=(epoch - 1) * len(batches)):
-        factor = SCHEDULES[cfg.schedule](i, cfg.n_epochs * len(batches))
-        for opt in [*net.opts, *net.norm_opts, net.head_opt]:
-            opt.lr = cfg.lr * factor
-        for opt in net.temperature_opts:
-            opt.lr = cfg.temperature_lr * factor
-        x, labels = data.batch(order[rows], cfg.jitter, rng, cfg.flip)
-        loss, of_layers = step(net, (x - mean) / sd, labels, cfg, rng, data.n_classes)
-        losses.append(loss)
-        log.append(of_layers)
-    line = dict(zip(("loss", "g_pos", "g_neg", "temperature", "theta"), np.mean(log, axis=0).T, strict=True))
-    return line | {"head_loss": float(np.mean(losses)), "seconds": time.perf_counter() - start}
+    order, start = rng.permutation(n), time.perf_counter()
+    batches = [order[rows] for rows in in_batches(n, cfg.batch_size)]
+    first, total = (epoch - 1) * len(batches), cfg.n_epochs * len(batches)
+    factors = [float(SCHEDULES[cfg.schedule](first + i, total)) for i in range(len(batches))]
+    weights, temperatures = [*net.opts, *net.norm_opts, net.head_opt], net.temperature_opts
+
+    def one(rng, rows, factor):
+        for opts, lr in ((weights, cfg.lr), (temperatures, cfg.temperature_lr)):
+            for opt in opts:
+                opt.lr = lr * factor
+        x, labels = data.batch(rows, cfg.jitter, rng, cfg.flip)
+        return step(net, (x - mean) / sd, labels, cfg, rng, data.n_classes)
+
+    log = net.steps(one, [*weights, *temperatures], rng, f"{epoch}/{cfg.n_epochs}", batches, factors)
+    of_layers = np.array([[[float(np.ravel(host(v))[0]) for v in layer] for layer in each] for _, each in log])
+    line = dict(zip(("loss", "g_pos", "g_neg", "temperature", "theta"), of_layers.mean(axis=0).T, strict=True))
+    head_loss = float(np.mean([float(host(loss)) for loss, _ in log]))
+    return line | {"head_loss": head_loss, "seconds": time.perf_counter() - start}
 
 
 def evaluate(net, images, labels, cfg, mean_sd, n_classes):
@@ -329,19 +347,18 @@ def evaluate(net, images, labels, cfg, mean_sd, n_classes):
     start, found = time.perf_counter(), []
     for rows in in_batches(len(images), 2000):
         found.append(answers(net, (pixels(images[rows]) - mean) / sd, cfg, n_classes))
-    return {"acc": accuracy(np.concatenate(found), labels), "seconds": time.perf_counter() - start}
+    return {"acc": accuracy(np.concatenate(found), host(labels)), "seconds": time.perf_counter() - start}
 
 
 def run(cfg, options, threads):
     """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
-    compilation.announce("dense")
+    if options.device == "cpu":
+        compilation.announce("dense")
     auto = "cifar10" if options.preset == "cifar10" else "mnist"
     this = runs.open_run(cfg, options, threads, "ff_mnist_dtg_mlp", runs.images(auto), check, Split)
     cfg, data = this.cfg, this.split
     net = Net(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
-    saved = {"layers": (net.layers, net.opts), "temperatures": (net.temperatures, net.temperature_opts)}
-    saved |= {"norms": ([*net.norms, *net.head_norms], net.norm_opts), "head": ([net.head], [net.head_opt])}
-    rng = np.random.default_rng([cfg.seed, 3])
+    saved, rng = net.parts, np.random.default_rng([cfg.seed, 3])
     this.restore(saved, {"rng": rng})
     clock = runs.Clock(this.done, cfg.n_epochs)
     for epoch in range(this.done + 1, cfg.n_epochs + 1):
@@ -363,7 +380,7 @@ def run(cfg, options, threads):
 
 
 def main():
-    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS)
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS, device=True)
     threads = runs.threads(options)
     finals = []
     for seed in options.seeds:

@@ -125,6 +125,7 @@ TABLES = {
             ("learning rate", "learning rate 0.002", {"lr": 0.002}),
             ("peers", "peer normalisation 0.1", {"peer": 0.1}),
             *(("threshold", f"theta {theta:g}", {"theta": theta}) for theta in (0.1, 0.3)),
+            *(("loss", f"margin loss, beta {b:g}", {"loss": "margin", "beta": b}) for b in (0.3, 1.0)),
         ],
     ),
     "jitter": (

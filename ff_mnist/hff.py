@@ -35,12 +35,14 @@ from common import cli, compilation, record, runs, split  # before NumPy, see co
 # isort: split
 import numpy as np
 
+from common.arrays import host, namespace
 from common.evaluate import accuracy, in_batches
 from common.goodness import normalise, softmax_cross_entropy
 from common.layers import Dense, dropout
 from common.optim import SCHEDULES, Adam
 from common.prototypes import Prototypes
 from common.split import Split, pixels
+from common.steps import Steps
 
 
 @dataclass
@@ -71,16 +73,21 @@ CHOICES = {"vote": ("all", "upper", "last"), "schedule": tuple(SCHEDULES)}
 
 
 class Block:
-    """A hidden layer and its prototypes. params: W (n_in, n), b (n,), P (K, M, n)."""
+    """A hidden layer, its prototypes, and an optimiser for each. params: W (n_in, n), b (n,), P (K, M, n)."""
 
     def __init__(self, n_in, n, n_classes, cfg, rng):
         self.dense = Dense(n_in, n, rng)
         self.prototypes = Prototypes(n, n_classes, rng, cfg.per_class, cfg.scale)
-        self.params, self.state = self.dense.params | self.prototypes.params, {}
+        self.opts = [Adam(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in (self.dense, self.prototypes)]
+        self.state = {}
+
+    @property
+    def params(self):
+        return self.dense.params | self.prototypes.params
 
 
 class Net:
-    """Blocks, and an optimiser for each; with cfg.features, only of their prototypes."""
+    """Blocks; with cfg.features their hidden layers come from a file, and stay as they are."""
 
     def __init__(self, cfg, n_inputs, n_classes, rng):
         sizes = [n_inputs, *runs.numbers(cfg.sizes)]
@@ -90,27 +97,34 @@ class Net:
             for i, block in enumerate(self.blocks):
                 for k in ("W", "b"):
                     block.params[k][...] = arrays[f"{i}/{k}"]
-        learnt = ("P",) if cfg.features else ("W", "b", "P")
-        self.opts = [Adam({k: b.params[k] for k in learnt}, cfg.lr, decay=cfg.weight_decay) for b in self.blocks]
+        self.steps = Steps()
+
+    @property
+    def parts(self):
+        """What lives between steps: name -> layers, an optimiser for each."""
+        pairs = list(zip(*([(b.dense, b.prototypes), b.opts] for b in self.blocks), strict=True))
+        layers, opts = ([each for pair in part for each in pair] for part in pairs)
+        return {"blocks": (layers, opts)}
 
 
 def hff_step(net, x, labels, cfg, rng):
     """One step of all layers: x (B, D), labels (B,) -> per layer: loss, scores of right and of other classes."""
-    log, h, rows = [], x, np.arange(len(x))
-    for i, (block, opt) in enumerate(zip(net.blocks, net.opts, strict=True)):
-        y, cache = block.dense.forward(dropout(h, cfg.dropout, rng) if i and cfg.dropout else h)
+    log, h, rows = [], x, namespace(x).arange(len(x))
+    keys = rng.integers(2**32, size=len(net.blocks), dtype=np.uint32)
+    for i, block in enumerate(net.blocks):
+        y, cache = block.dense.forward(dropout(h, cfg.dropout, keys[i]) if i and cfg.dropout else h)
         scores, seen = block.prototypes.forward(y)
         right, every = scores[rows, labels].mean(), scores.mean() * scores.shape[1]
         scores[rows, labels] -= np.float32(cfg.scale * cfg.margin)
         loss, dscore = softmax_cross_entropy(scores, labels)
         dy, grads = block.prototypes.backward(dscore, seen, need_dx=not cfg.features)
         if not cfg.features:
-            grads |= block.dense.backward(dy, cache)[1]  # nothing leaves this layer
-        opt.step(grads)
+            block.opts[0].step(block.dense.backward(dy, cache)[1])  # nothing leaves this layer
+        block.opts[1].step(grads)
         block.prototypes.renormalise()
         log.append((loss, right, (every - right) / (scores.shape[1] - 1)))
         h = normalise(y)
-    return np.array(log)  # (n_layers, 3)
+    return log  # n_layers times 3 numbers
 
 
 def scores_of(net, x):
@@ -122,7 +136,7 @@ def scores_of(net, x):
             y, _ = block.dense.forward(h, train=False)
             scores.append(block.prototypes.forward(y, train=False)[0])
             h = normalise(y)
-        found.append(np.stack(scores))
+        found.append(host(namespace(x).stack(scores)))
     return np.concatenate(found, axis=1)
 
 
@@ -160,15 +174,20 @@ def check(cfg, ds):
 def train_epoch(net, data, rng, cfg, epoch):
     """One pass over the training images -> means over the epoch."""
     n, mean_sd = len(data.train[0]), data.mean_sd
-    batches = in_batches(n, cfg.batch_size)
-    order = rng.permutation(n)
-    start, log = time.perf_counter(), []
-    for i, rows in enumerate(cli.progress(batches, f"{epoch}/{cfg.n_epochs}"), start=(epoch - 1) * len(batches)):
-        for opt in net.opts:
-            opt.lr = cfg.lr * SCHEDULES[cfg.schedule](i, cfg.n_epochs * len(batches))
-        x, labels = data.batch(order[rows], cfg.jitter, rng, cfg.flip)
-        log.append(hff_step(net, inputs(x, mean_sd), labels, cfg, rng))
-    line = dict(zip(("loss", "score_right", "score_other"), np.mean(log, axis=0).T, strict=True))
+    order, start = rng.permutation(n), time.perf_counter()
+    batches, opts = [order[rows] for rows in in_batches(n, cfg.batch_size)], net.parts["blocks"][1]
+    first, total = (epoch - 1) * len(batches), cfg.n_epochs * len(batches)
+    rates = [float(cfg.lr * SCHEDULES[cfg.schedule](first + i, total)) for i in range(len(batches))]
+
+    def step(rng, rows, rate):
+        for opt in opts:
+            opt.lr = rate
+        x, labels = data.batch(rows, cfg.jitter, rng, cfg.flip)
+        return hff_step(net, inputs(x, mean_sd), labels, cfg, rng)
+
+    log = net.steps(step, opts, rng, f"{epoch}/{cfg.n_epochs}", batches, rates)
+    log = np.array([[[float(host(v)) for v in layer] for layer in each] for each in log])  # (steps, n_layers, 3)
+    line = dict(zip(("loss", "score_right", "score_other"), log.mean(axis=0).T, strict=True))
     return line | {"seconds": time.perf_counter() - start}
 
 
@@ -176,7 +195,7 @@ def evaluate(net, images, labels, cfg, mean_sd):
     """Accuracy, and that of each layer alone, on uint8 images -> dict, scores (n_layers, N, K)."""
     start = time.perf_counter()
     found = [scores_of(net, inputs(pixels(images[rows]), mean_sd)) for rows in in_batches(len(images), 2000)]
-    scores = np.concatenate(found, axis=1)
+    scores, labels = np.concatenate(found, axis=1), host(labels)
     seconds = time.perf_counter() - start
     layer_acc = [accuracy(layer.argmax(axis=1), labels) for layer in scores]
     return {"acc": accuracy(vote(scores, cfg), labels), "layer_acc": layer_acc, "seconds": seconds}, scores
@@ -185,21 +204,21 @@ def evaluate(net, images, labels, cfg, mean_sd):
 def snapshot(folder, epoch, net, scores, labels):
     """What the figures need of this epoch: prototypes of each layer, scores, right labels."""
     (folder / "snapshots").mkdir(exist_ok=True)
-    arrays = {f"prototypes-{i}": block.params["P"] for i, block in enumerate(net.blocks)}
-    arrays |= {"scores": scores, "labels": labels}
+    arrays = {f"prototypes-{i}": host(block.params["P"]) for i, block in enumerate(net.blocks)}
+    arrays |= {"scores": scores, "labels": host(labels)}
     record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", arrays, {"epoch": epoch})
 
 
 def run(cfg, options, threads):
     """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
     cfg.features = cfg.features and str(Path(cfg.features).resolve())  # a run may be resumed from another folder
-    compilation.announce("dense")
+    if options.device == "cpu":
+        compilation.announce("dense")
     auto = "cifar10" if options.preset == "cifar10" else "mnist"
     this = runs.open_run(cfg, options, threads, "ff_mnist_hff", runs.images(auto), check, Split)
     cfg, data = this.cfg, this.split
     net = Net(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
-    saved = {"blocks": (net.blocks, net.opts)}
-    rng = np.random.default_rng([cfg.seed, 3])
+    saved, rng = net.parts, np.random.default_rng([cfg.seed, 3])
     this.restore(saved, {"rng": rng})
     clock = runs.Clock(this.done, cfg.n_epochs)
     for epoch in range(this.done + 1, cfg.n_epochs + 1):
@@ -225,7 +244,7 @@ def run(cfg, options, threads):
 
 
 def main():
-    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS)
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS, device=True)
     threads = runs.threads(options)
     finals = []
     for seed in options.seeds:

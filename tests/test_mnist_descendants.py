@@ -113,7 +113,7 @@ def test_clipping():
 
 def test_dropout():
     x = np.ones((200, 500), np.float32)
-    y = dropout(x, 0.3, np.random.default_rng(0))
+    y = dropout(x, 0.3, 5)
     assert abs((y == 0).mean() - 0.3) < 0.01 and abs(y.mean() - 1) < 0.01 and np.allclose(y[y > 0], 1 / 0.7)
 
 
@@ -278,14 +278,11 @@ def test_hff_gradient(settings):
     cfg = hff.Config(sizes="7,6", **settings)
     net = hff.Net(cfg, 9, K, np.random.default_rng(0))
     for block in net.blocks:
-        double(block)
-        block.dense.params = {k: block.params[k] for k in ("W", "b")}
-        block.prototypes.params = {"P": block.params["P"]}
-        block.prototypes.renormalise()
-    net.opts = [Reader(block.params) for block in net.blocks]
+        double(block.dense), double(block.prototypes).renormalise()
+        block.opts = [Reader(layer.params) for layer in (block.dense, block.prototypes)]
     x = rng.standard_normal((5, 9))
-    loss = hff.hff_step(net, x, LABELS, cfg, rng)[:, 0]
-    grads = [opt.grads for opt in net.opts]
+    loss = [each for each, *_ in hff.hff_step(net, x, LABELS, cfg, rng)]
+    grads = [block.opts[0].grads | block.opts[1].grads for block in net.blocks]
     h = x
     for i, block in enumerate(net.blocks):
 
@@ -406,7 +403,7 @@ def test_a_layers_own_gradient(norm):
         t.params["theta_0"] += 0.3
 
     def losses():
-        return dtg.step(net, x, LABELS, cfg, np.random.default_rng(0), K)[1][:, 0]
+        return [float(layer[0]) for layer in dtg.step(net, x, LABELS, cfg, np.random.default_rng(0), K)[1]]
 
     losses()
     for i, (opt, of_t) in enumerate(zip(net.opts, net.temperature_opts, strict=True)):

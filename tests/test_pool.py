@@ -4,7 +4,7 @@ import gradcheck
 import numpy as np
 import pytest
 
-from common import pool
+from common import layers, pool
 from common.conv import Conv2d
 
 rng = np.random.default_rng(5)
@@ -59,11 +59,11 @@ def test_hand_on(shape, side, norm):
 def test_coins_are_fair():
     """Shares of four in a row, at every key: a weak hash gives patterns."""
     for key in (0, 1, 2**31, 12345):
-        kept = pool.coins((4000, 64), key) >= pool._least(0.5)
+        kept = layers.coins((4000, 64), key) >= layers.least(0.5)
         assert abs(kept.mean() - 0.5) < 0.005
         pattern = kept.reshape(-1, 4) @ [1, 2, 4, 8]
         assert abs(np.bincount(pattern, minlength=16) / len(pattern) - 1 / 16).max() < 0.005
-    other = pool.coins((4000, 64), 7) >= pool._least(0.5)
+    other = layers.coins((4000, 64), 7) >= layers.least(0.5)
     assert abs((kept == other).mean() - 0.5) < 0.005
 
 

@@ -35,7 +35,7 @@ class Prototypes:
         K, M, D = P.shape
         length = xp.sqrt((y * y).sum(axis=1, keepdims=True)) + y.dtype.type(1e-8)
         u = y / length
-        z = y.dtype.type(self.scale) * matmul(u, P.reshape(-1, D).T).reshape(-1, K, M)
+        z = matmul(u, P.reshape(-1, D).T).reshape(-1, K, M) * y.dtype.type(self.scale)
         if M == 1:
             return z[:, :, 0], (u, length, xp.full(z.shape, 1, dtype=z.dtype))
         most = z.max(axis=2, keepdims=True)
@@ -48,7 +48,7 @@ class Prototypes:
         u, length, share = cache
         P = self.params["P"]
         K, M, D = P.shape
-        dcos = (dscore.dtype.type(self.scale) * dscore[:, :, None] * share).reshape(len(u), K * M)
+        dcos = (dscore[:, :, None] * share * dscore.dtype.type(self.scale)).reshape(len(u), K * M)
         v = matmul(dcos.T, u).reshape(P.shape)
         grads = {"P": v - (v * P).sum(axis=2, keepdims=True) * P}
         if not need_dx:

@@ -39,6 +39,7 @@ from common import cli, compilation, record, runs, split  # before NumPy, see co
 # isort: split
 import numpy as np
 
+from common.arrays import host, like, namespace
 from common.evaluate import accuracy, in_batches
 from common.goodness import SumSquare, scaled, threshold_loss
 from common.label_input import LabelInput
@@ -117,20 +118,20 @@ class MultiScale:
         """h (B, D) -> each row's own part (B,)."""
         if self.equal:
             return SumSquare().forward(h)[0] * h.dtype.type(self.row_weights[0])
-        return SumSquare().forward(h * np.sqrt(self.row_weights).astype(h.dtype))[0]
+        return SumSquare().forward(h * like(h, np.sqrt(self.row_weights).astype(h.dtype)))[0]
 
     def forward(self, h):
         """h (B, D) -> g (B,), cache."""
         of_batch = SumSquare().forward(h)[0].mean() / h.shape[1]  # eq. 4: all neurons, all samples
-        return self.per_row(h) + h.dtype.type(self.batch_weight * of_batch), h
+        return self.per_row(h) + of_batch * h.dtype.type(self.batch_weight), h
 
     def backward(self, dg, h):
         """dL/dg (B,) -> dL/dh (B, D)."""
         weights = self.row_weights.astype(h.dtype)
-        shared = h.dtype.type(self.batch_weight * dg.mean() / h.shape[1])
+        shared = dg.mean() * h.dtype.type(self.batch_weight / h.shape[1])
         if self.equal:
             return SumSquare().backward(dg * weights[0] + shared, h)
-        return 2 * h * (np.outer(dg, weights) + shared)
+        return 2 * h * (dg[:, None] * like(h, weights) + shared)
 
 
 def depth(i, n_layers, cfg):
@@ -164,16 +165,17 @@ def band(p):
 
 def mined(g, theta, p, rng):
     """Rows of wrong labels to learn from: their goodness g (N,), theta_0, progress p -> sorted numbers (M,)."""
-    U, taken = rng.random(len(g)), abs(g - theta) <= band(p)  # eq. 7
+    xp = namespace(g)
+    U, taken = like(g, rng.random(len(g))), abs(g - theta) <= band(p)  # eq. 7
     if 0.3 <= p < 0.7:
         taken |= (g > theta + 0.5) & (U < 0.4)  # eq. 9
     elif p >= 0.7:
         taken |= (g > theta) & (U < 0.5)  # eq. 10
-    missing = int(np.ceil(0.6 * len(g))) - taken.sum()  # section III.B.1 d: the hardest of the rest
+    missing = int(np.ceil(0.6 * len(g))) - int(float(taken.sum()))  # section III.B.1 d: the hardest of the rest
     if missing > 0:
-        rest = np.flatnonzero(~taken)
-        taken[rest[np.argsort(-g[rest], kind="stable")[:missing]]] = True
-    return np.flatnonzero(taken)
+        rest = xp.flatnonzero(~taken)
+        taken[rest[xp.argsort(-g[rest], kind="stable")[:missing]]] = True
+    return xp.flatnonzero(taken)
 
 
 class Net:
@@ -186,22 +188,26 @@ class Net:
         L = len(sizes)
         self.goodness = [MultiScale(n, depth(i, L, cfg), cfg.local_mean, cfg.scales) for i, n in enumerate(sizes)]
         self.opts = [Adam(layer.params, cfg.lr) for layer in self.layers]
+        self.parts = {"layers": (self.layers, self.opts)}  # what lives between steps
 
 
 def ff_step(net, pixels, labels, cfg, rng, n_classes, p):
     """One step of all layers: pixels (B, 774), labels (B,), progress p -> what `train_epoch` logs, per layer (5)."""
-    B, L = len(labels), len(net.layers)
-    wrong = rng.permutation(labels) if cfg.negatives == "shuffle" else wrong_labels(labels, n_classes, rng)
-    seen = forward(net, pixels, np.concatenate([labels, wrong]), cfg, n_classes)
-    taken = mined(judged(net, seen, cfg), cfg.theta, p, rng) if cfg.mining else np.arange(B)
-    log, rows = [], np.concatenate([np.arange(B), B + taken]) if len(taken) < B else None
+    B, L, xp = len(labels), len(net.layers), namespace(pixels)
+    if cfg.negatives == "shuffle":
+        wrong = labels[like(labels, rng.permutation(B))]
+    else:
+        wrong = wrong_labels(labels, n_classes, rng)
+    seen = forward(net, pixels, xp.concatenate([labels, wrong]), cfg, n_classes)
+    taken = mined(judged(net, seen, cfg), cfg.theta, p, rng) if cfg.mining else xp.arange(B)
+    log, rows = [], xp.concatenate([xp.arange(B), B + taken]) if len(taken) < B else None
     for i, (layer, of, opt) in enumerate(zip(net.layers, net.goodness, net.opts, strict=True)):
         y, cache = seen[i]
         loss, dy, g_pos, g_neg = objective(of, y[:B], y[B + taken], threshold(i, L, p, cfg))
         _, grads = layer.backward(dy, cache, rows=rows)  # nothing leaves this layer
         opt.step(clip(grads, cfg.clip))
         log.append((loss, g_pos, g_neg, len(taken) / B, (wrong == labels)[taken].mean()))
-    return np.array(log)  # (n_layers, 5)
+    return log  # n_layers times 5 numbers
 
 
 def forward(net, pixels, labels, cfg, n_classes):
@@ -218,16 +224,16 @@ def forward(net, pixels, labels, cfg, n_classes):
 def judged(net, seen, cfg):
     """The goodness by which wrong labels are chosen: that of the second half of the rows -> (B,)."""
     g = [of.forward(y[len(y) // 2 :])[0] for of, (y, _) in zip(net.goodness, seen, strict=True)]
-    return {"mean": np.mean(g, axis=0), "first": g[0], "last": g[-1]}[cfg.mining_layer]
+    return {"mean": sum(g) / len(g), "first": g[0], "last": g[-1]}[cfg.mining_layer]
 
 
 def objective(goodness, right, wrong, theta):
     """One layer's loss from its activities, right (B, D), wrong (M, D) -> loss, dL/dy (B + M, D), mean g+, mean g-."""
     (g_pos, cache_pos), (g_neg, cache_neg) = goodness.forward(right), goodness.forward(wrong)
-    one = np.ones(max(len(g_pos), len(g_neg)), g_pos.dtype)
-    loss_pos, d_pos = threshold_loss(g_pos, one[: len(g_pos)], theta)
-    loss_neg, d_neg = threshold_loss(g_neg, -one[: len(g_neg)], theta)
-    dy = np.concatenate([goodness.backward(d_pos, cache_pos), goodness.backward(d_neg, cache_neg)])
+    xp = namespace(right)
+    loss_pos, d_pos = threshold_loss(g_pos, xp.ones_like(g_pos), theta)
+    loss_neg, d_neg = threshold_loss(g_neg, -xp.ones_like(g_neg), theta)
+    dy = xp.concatenate([goodness.backward(d_pos, cache_pos), goodness.backward(d_neg, cache_neg)])
     return loss_pos + loss_neg, dy, g_pos.mean(), g_neg.mean()
 
 
@@ -236,10 +242,11 @@ def goodness_of_labels(net, pixels, cfg, n_classes):
     found = []
     for rows in in_batches(len(pixels), 500):
         B = len(pixels[rows])
-        every = np.repeat(np.arange(n_classes), B)  # (10 B,)
+        xp = namespace(pixels)
+        every = xp.repeat(xp.arange(n_classes), B)  # (10 B,)
         seen = forward(net, pixels[rows], every, cfg, n_classes)
         g = [of.per_row(y).reshape(n_classes, B).T for of, (y, _) in zip(net.goodness, seen, strict=True)]
-        found.append(np.stack(g))
+        found.append(host(xp.stack(g)))
     return np.concatenate(found, axis=1)
 
 
@@ -265,12 +272,13 @@ def train_epoch(net, data, rng, cfg, epoch):
     order = rng.permutation(n)
     start, log = time.perf_counter(), []
     for opt in net.opts:
-        opt.lr = learning_rate(epoch, cfg)
+        opt.lr = float(learning_rate(epoch, cfg))
     for rows in cli.progress(in_batches(n, cfg.batch_size or n), f"{epoch}/{cfg.n_epochs}"):
         x, labels = data.batch(order[rows], 0, rng)
         log.append(ff_step(net, x[:, data.n_classes :], labels, cfg, rng, data.n_classes, p))
     keys = ("loss", "g_pos", "g_neg", "mined", "false_negatives")
-    line = dict(zip(keys, np.mean(log, axis=0).T, strict=True))
+    log = np.array([[[float(host(v)) for v in layer] for layer in each] for each in log])  # (steps, n_layers, 5)
+    line = dict(zip(keys, log.mean(axis=0).T, strict=True))
     thetas = [threshold(i, len(net.layers), p, cfg) for i in range(len(net.layers))]
     return line | {"theta": thetas, "lr": learning_rate(epoch, cfg), "seconds": time.perf_counter() - start}
 
@@ -278,6 +286,7 @@ def train_epoch(net, data, rng, cfg, epoch):
 def evaluate(net, images, labels, cfg, n_classes):
     """Accuracy, and that of each layer alone, on uint8 images -> dict, goodness (n_layers, N, 10)."""
     g = goodness_of_labels(net, pixels(images)[:, n_classes:], cfg, n_classes)
+    labels = host(labels)
     layer_acc = [accuracy(layer.argmax(axis=1), labels) for layer in g]
     return {"acc": accuracy(vote(g, cfg), labels), "layer_acc": layer_acc}, g
 
@@ -286,24 +295,25 @@ def snapshot(folder, epoch, net, data, g, labels, cfg):
     """What the figures need: goodness of every label, right labels; and on training images what would be mined now."""
     rng = np.random.default_rng([cfg.seed, 5])
     images, right = (part[:1000] for part in data.train)
-    x, both = pixels(images)[:, data.n_classes :], np.concatenate([right, wrong_labels(right, data.n_classes, rng)])
+    xp, x = namespace(images), pixels(images)[:, data.n_classes :]
+    both = xp.concatenate([right, wrong_labels(right, data.n_classes, rng)])
     of_wrong = judged(net, forward(net, x, both, cfg, data.n_classes), cfg)
     taken = mined(of_wrong, cfg.theta, epoch / cfg.n_epochs, rng)
     (folder / "snapshots").mkdir(exist_ok=True)
-    arrays = {"goodness": g, "labels": labels, "wrong_goodness": of_wrong, "mined": taken}
+    arrays = {"goodness": g, "labels": host(labels), "wrong_goodness": host(of_wrong), "mined": host(taken)}
     arrays["band"] = np.array(band(epoch / cfg.n_epochs))
     record.save_arrays(folder / "snapshots" / f"epoch-{epoch:04d}.npz", arrays, {"epoch": epoch})
 
 
 def run(cfg, options, threads):
     """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
-    compilation.announce("dense")
+    if options.device == "cpu":
+        compilation.announce("dense")
     auto = "fashion-mnist" if "fashion" in (options.preset or "") else "mnist"
     this = runs.open_run(cfg, options, threads, "ff_mnist_amsga", runs.images(auto), check, Split)
     cfg, data = this.cfg, this.split
     net = Net(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
-    saved = {"layers": (net.layers, net.opts)}
-    rng = np.random.default_rng([cfg.seed, 3])
+    saved, rng = net.parts, np.random.default_rng([cfg.seed, 3])
     this.restore(saved, {"rng": rng})
     clock = runs.Clock(this.done, cfg.n_epochs)
     for epoch in range(this.done + 1, cfg.n_epochs + 1):
@@ -326,7 +336,7 @@ def run(cfg, options, threads):
 
 
 def main():
-    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS)
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS, device=True)
     threads = runs.threads(options)
     finals = []
     for seed in options.seeds:

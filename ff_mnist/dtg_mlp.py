@@ -214,13 +214,13 @@ def local_part(net, seen, cfg, B):
             halves = [dz] if len(of_norm) == 1 else [dz[:B], dz[B:]]
             parts = [net.norms[i].backward(half, of, need_dx=True) for half, of in zip(halves, of_norm, strict=True)]
             weight = np.float32(cfg.lambda_ff)
-            net.norm_opts[i].step({k: weight * sum(grads[k] for _, grads in parts) for k in parts[0][1]})
+            net.norm_opts[i].step({k: sum(grads[k] for _, grads in parts) * weight for k in parts[0][1]})
             dz = xp.concatenate([dx for dx, _ in parts])
         da.append(dz)
         log.append((loss / B, g[:B].mean(), g[B:].mean(), T, theta))
         if of_temperature:
             weight = np.float32(cfg.lambda_ff / B)
-            net.temperature_opts[i].step({k: weight * v for k, v in of_temperature.items()})
+            net.temperature_opts[i].step({k: v * weight for k, v in of_temperature.items()})
     return da, log
 
 
@@ -270,7 +270,7 @@ def states(net, seen, cfg, rows, train):
 def step(net, x, labels, cfg, rng, n_classes):
     """One step of everything: x (B, D), labels (B,) -> cross-entropy of the head, log of the layers (L, 5)."""
     B, wrong, xp = len(x), wrong_labels(labels, n_classes, rng), namespace(x)
-    codes = [np.float32(cfg.label) * one_hot(some, n_classes) for some in (labels, wrong)]
+    codes = [one_hot(some, n_classes) * np.float32(cfg.label) for some in (labels, wrong)]
     codes += [x[:, :n_classes]] if cfg.head != "none" else []  # the head's rows are images as they are
     seen = forward(net, x, xp.concatenate(codes), cfg)
     loss, errors = 0.0, [None] * len(net.layers)
@@ -278,7 +278,7 @@ def step(net, x, labels, cfg, rng, n_classes):
         loss, errors = head_part(net, seen, labels, cfg, B)  # with the weights of before the step
     local, log = local_part(net, seen, cfg, B)
     for layer, opt, ff, error, (_, _, cache, _, _) in zip(net.layers, net.opts, local, errors, seen, strict=True):
-        ff = np.float32(cfg.lambda_ff) * ff
+        ff = ff * np.float32(cfg.lambda_ff)
         da = ff if error is None else xp.concatenate([ff, error])
         opt.step(layer.backward(da, cache)[1])  # eq. 9
     return loss, log
@@ -294,7 +294,7 @@ def answers(net, x, cfg, n_classes):
             found.append(net.head.forward(states(net, seen, cfg, slice(None), False)[0])[0].argmax(axis=1))
         else:
             xp = namespace(x)
-            codes = np.float32(cfg.label) * one_hot(xp.repeat(xp.arange(n_classes), len(some)), n_classes)
+            codes = one_hot(xp.repeat(xp.arange(n_classes), len(some)), n_classes) * np.float32(cfg.label)
             seen = forward(net, some, codes, cfg, train=False)
             g = [
                 MeanSquare().forward(z)[0] / t.values()[0] for (_, z, *_), t in zip(seen, net.temperatures, strict=True)

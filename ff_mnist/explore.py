@@ -277,7 +277,7 @@ SCRIPTS |= {"hff": (hff, ask_hff), "hff-cifar10": (hff, ask_hff)}
 def run_variant(settings, cfg, ds, seed, xp=np):
     """Train one variant -> what its line in the record says: accuracies on all held-out images, from 0 to 1."""
     script, ask = SCRIPTS.get(cfg.table, (train, ask_train))
-    if xp is not np and script not in (train, recurrent):
+    if xp is not np and script is unsupervised:
         raise cli.UsageError(f"--device cuda: {script.__name__}.py, whose table {cfg.table} is, runs on the CPU only")
     chosen = replace(script.Config(), **settings, seed=seed, validation=cfg.validation, eval_subset=1000)
     chosen.train_subset = cfg.train_subset or chosen.train_subset
@@ -288,7 +288,7 @@ def run_variant(settings, cfg, ds, seed, xp=np):
     net = script.Net(chosen, shape, data.n_classes, np.random.default_rng([seed, 0]))
     if xp is not np:
         data.to(xp)
-        runs.move(xp, {"layers": (net.layers, net.opts), "head": ([net.head], [net.head_opt])})
+        runs.move(xp, net.parts)
     rng, seconds = np.random.default_rng([seed, 3]), 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # some of these ways to learn blow up: that is a result
         for epoch in range(1, chosen.n_epochs + 1):

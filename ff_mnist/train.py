@@ -108,6 +108,7 @@ class Net:
         make = Adam if cfg.optimiser == "adam" else SGD
         self.opts = [make(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in self.layers]
         self.head_opt = SGD(self.head.params, cfg.head_lr, decay=cfg.head_decay)
+        self.parts = {"layers": (self.layers, self.opts), "head": ([self.head], [self.head_opt])}  # what lives on
         self.steps = Steps()
 
 
@@ -304,7 +305,7 @@ def run(cfg, options, threads):
     this = runs.open_run(cfg, options, threads, "ff_mnist", runs.images("mnist"), check, Split)
     cfg, data = this.cfg, this.split
     net = Net(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
-    saved = {"layers": (net.layers, net.opts), "head": ([net.head], [net.head_opt])}
+    saved = net.parts
     rng = np.random.default_rng([cfg.seed, 3])
     this.restore(saved, {"rng": rng})
     clock = runs.Clock(this.done, cfg.n_epochs)

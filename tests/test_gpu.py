@@ -20,6 +20,7 @@ from common.split import Split
 from common.steps import Steps
 
 cnn = scripts.load("ff_cnn/train.py")
+amsga, hff, dtg_mlp = (scripts.load(f"ff_mnist/{name}.py") for name in ("amsga", "hff", "dtg_mlp"))
 train, recurrent, backprop = (scripts.load(f"ff_mnist/{name}.py") for name in ("train", "recurrent", "backprop"))
 
 
@@ -46,7 +47,7 @@ def two_epochs(xp, script, settings):
     data, net = Split(ds, cfg), script.Net(cfg, 144, 10, np.random.default_rng(1))
     if xp is not np:
         data.to(xp)
-        runs.move(xp, {"layers": (net.layers, net.opts), "head": ([net.head], [net.head_opt])})
+        runs.move(xp, net.parts)
     rng = np.random.default_rng(2)
     logs = [script.train_epoch(net, data, rng, cfg, epoch) for epoch in (1, 2)]
     scores, g = script.evaluate(net, *data.val, cfg, 10)
@@ -76,6 +77,45 @@ def test_training_is_the_same_on_every_device(name, settings):
     assert np.allclose(ours[1], theirs[1], rtol=1e-3, atol=1e-3)
     assert np.allclose(ours[3], theirs[3], rtol=1e-3)
     assert all(ours[2][key] == theirs[2][key] for key in ours[2] if key != "seconds")
+
+
+DESCENDANTS = {
+    "amsga": (amsga, {"lr": 0.003}),
+    "amsga, readings": (amsga, {"local_mean": "batch", "negatives": "shuffle", "norm": "length", "sizes": "47,85"}),
+    "amsga, off": (amsga, amsga.BASELINE | {"batch_size": 0}),
+    "hff": (hff, {"per_class": 2, "margin": 0.1, "dropout": 0.2, "jitter": 1, "flip": True}),
+    "dtg": (dtg_mlp, {"jitter": 1, "flip": True}),
+    "dtg, last": (dtg_mlp, {"head": "last", "head_norm": "layer", "norm": "none"}),
+    "dtg, batch": (dtg_mlp, {"head": "none", "norm": "batch-halves"}),
+    "dtg, fixed": (dtg_mlp, {"head": "none", "dynamic": False}),
+}
+
+
+@pytest.mark.parametrize("settings", DESCENDANTS)
+@pytest.mark.parametrize("name", ["stand-in", "CuPy"])
+def test_descendants_are_the_same_on_every_device(name, settings):
+    script, changes = DESCENDANTS[settings]
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (60, 9, 9, 1)).astype(np.uint8), rng.integers(0, 10, 60).astype(np.uint8)
+    ds = SimpleNamespace(x_train=x, y_train=y, x_test=x, y_test=y, class_names=list("0123456789"), name="noise")
+    cfg = script.Config(**{"sizes": "48,40", "batch_size": 12, "validation": 10, "n_epochs": 2} | changes)
+    found = []
+    for xp in (np, other_module(name)):
+        data, net = Split(ds, cfg), script.Net(cfg, 81, 10, np.random.default_rng(1))
+        if xp is not np:
+            data.to(xp)
+            runs.move(xp, net.parts)
+        rng = np.random.default_rng(2)
+        logs = [script.train_epoch(net, data, rng, cfg, epoch) for epoch in (1, 2)]
+        more = [] if script is amsga else [data.mean_sd]
+        more += [10] if script is not hff else []
+        scores = script.evaluate(net, *data.val, cfg, *more)
+        scores = scores if isinstance(scores, dict) else scores[0]
+        layers = [layer for part, _ in net.parts.values() for layer in part]
+        weights = np.concatenate([arrays.host(p).ravel() for layer in layers for p in layer.params.values()])
+        found.append((weights, [log["loss"] for log in logs], scores["acc"]))
+    assert far(found[1][0], found[0][0]) < 2e-3  # Adam's first steps are signs, also of gradients next to 0
+    assert np.allclose(found[1][1], found[0][1], rtol=2e-3) and abs(found[1][2] - found[0][2]) <= 0.1
 
 
 @pytest.mark.parametrize("name", ["stand-in", "CuPy"])

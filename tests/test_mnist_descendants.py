@@ -234,7 +234,7 @@ def test_negatives_are_wrong_unless_asked_for_otherwise():
         cfg = amsga.Config(sizes="20,15", negatives=negatives, mining=False)
         net = amsga.Net(cfg, 60, 10, np.random.default_rng(1))
         x = rng.random((400, 50)).astype(np.float32)
-        shares.append(amsga.ff_step(net, x, labels, cfg, np.random.default_rng(2), 10, 0.5)[0, 4])
+        shares.append(amsga.ff_step(net, x, labels, cfg, np.random.default_rng(2), 10, 0.5)[0][4])
     assert shares[0] == 0 and 0.05 < shares[1] < 0.15
 
 

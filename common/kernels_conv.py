@@ -139,14 +139,13 @@ def _sums(size, acc, acc0, K, seen, at, row, pixel, d, drow, span, R, N):
 def weight_grad(x, g, y, mode, dw, size, span, together, columns, stride, pad):
     """dw[part, u, v, c, o] = sum of x dz over a part of the images and output rows; x and y contiguous, for `plan`.
 
-    x (B, H, W, C), y (B, OH, OW, O). dz is made on the way, from g (B, h, w, O), one value for each of h x w equal
-    parts of y (h = OH, w = OW: for each place), and from y as `mode` says (kernels_image.py).
+    x (B, H, W, C), y (B, OH, OW, O). dz is made on the way, from g (B, h, w, O), one value for each of h x w parts
+    of y (h = OH, w = OW: for each place), and from y as `mode` says (kernels_image.py).
     """
     B, H, W, C = x.shape
     _, OH, OW, O = y.shape
     parts, KH, KW = dw.shape[:3]
     h, w = g.shape[1:3]
-    high, wide = OH // h, OW // w
     across = OH * OW < 64  # small maps: a block is one row of many images; else some rows of one image
     K, line = KW * C, ((OW - 1) * stride + KW) * C
     P, groups, long, others = (O + span - 1) // span, KH // together, B if across else OH, OH if across else B
@@ -168,7 +167,8 @@ def weight_grad(x, g, y, mode, dw, size, span, together, columns, stride, pad):
             for r in range(R):  # gradients
                 image, oy = (first + r, k) if across else (k, first + r)
                 for ox in range(OW):
-                    of_part, place = (image * h + oy // high) * w + ox // wide, (image * OH + oy) * OW + ox
+                    of_part = (image * h + ((oy + 1) * h - 1) // OH) * w + ((ox + 1) * w - 1) // OW
+                    place = (image * OH + oy) * OW + ox
                     gradient(mode, d, (r * OW + ox) * span, g, of_part * O + c0, y, place * O + c0, n)
             if columns:  # for each output pixel, all that the kernel sees
                 for r in range(R):

@@ -115,24 +115,25 @@ __global__ void ff_col2im(const float* columns, const int H, const int W, const 
 // One block for each part of an image.
 __global__ void ff_part_moments(const float* z, const int H, const int W, const int C, const int h, const int w,
                                 float* squares, float* means) {
-    const int j = blockIdx.x % w, i = blockIdx.x / w % h, b = blockIdx.x / (w * h), high = H / h, wide = W / w;
+    const int j = blockIdx.x % w, i = blockIdx.x / w % h, b = blockIdx.x / (w * h);
+    const int y0 = i * H / h, y1 = (i + 1) * H / h, x0 = j * W / w, x1 = (j + 1) * W / w;
     for (int c = threadIdx.x; c < C; c += blockDim.x) {
         float square = 0, sum = 0;
-        for (int y = i * high; y < (i + 1) * high; ++y)
-            for (int x = j * wide; x < (j + 1) * wide; ++x) {
+        for (int y = y0; y < y1; ++y)
+            for (int x = x0; x < x1; ++x) {
                 const float value = z[(((size_t)b * H + y) * W + x) * C + c];
                 square += value * value;
                 sum += value;
             }
-        squares[(size_t)blockIdx.x * C + c] = square / (high * wide);
-        means[(size_t)blockIdx.x * C + c] = sum / (high * wide);
+        squares[(size_t)blockIdx.x * C + c] = square / ((y1 - y0) * (x1 - x0));
+        means[(size_t)blockIdx.x * C + c] = sum / ((y1 - y0) * (x1 - x0));
     }
 }
 // One block for each pixel.
 __global__ void ff_spread(const float* d, const float* y, const int H, const int W, const int C, const int h,
                           const int w, const int mode, float* dz) {
     const int j = blockIdx.x % W, i = blockIdx.x / W % H, b = blockIdx.x / (W * H);
-    d += (((size_t)b * h + i / (H / h)) * w + j / (W / w)) * C;
+    d += (((size_t)b * h + ((i + 1) * h - 1) / H) * w + ((j + 1) * w - 1) / W) * C;
     for (int c = threadIdx.x; c < C; c += blockDim.x) {
         const size_t at = (size_t)blockIdx.x * C + c;
         dz[at] = mode == 2 ? d[c] * y[at] : mode == 0 || y[at] > 0 ? d[c] : 0.0f;
@@ -157,17 +158,25 @@ __device__ bool ff_keep(const unsigned place, const unsigned key, const unsigned
     x = (x ^ x >> 13) * 0xC2B2AE35u;
     return (x ^ x >> 16) >= least;
 }
-// row = the mean over a window, less its mean over channels if centre, over the root of its mean square: that root.
+// row = the mean over a window, or the root of the mean square (kind 1), or the maximum (2), less its mean over
+// channels if centre, over the root of its mean square: that root.
 __device__ float ff_row(const float* z, const int H, const int W, const int C, const int OH, const int OW,
-                        const int side, const int norm, const int centre, const float eps, float* row) {
+                        const int side, const int kind, const int norm, const int centre, const float eps, float* row,
+                        float* pooled) {
     const int ox = blockIdx.x % OW, oy = blockIdx.x / OW % OH, b = blockIdx.x / (OW * OH);
     float sum = 0;
     for (int c = threadIdx.x; c < C; c += 256) {
-        float value = 0;
+        float value = kind == 2 ? -INFINITY : 0;
         for (int y = oy * side; y < (oy + 1) * side; ++y)
-            for (int x = ox * side; x < (ox + 1) * side; ++x) value += z[(((size_t)b * H + y) * W + x) * C + c];
-        row[c] = value / (side * side);
-        sum += row[c];
+            for (int x = ox * side; x < (ox + 1) * side; ++x) {
+                const float each = z[(((size_t)b * H + y) * W + x) * C + c];
+                value = kind == 2 ? fmaxf(value, each) : value + (kind == 1 && side > 1 ? each * each : each);
+            }
+        if (kind == 0) value /= side * side;
+        if (kind == 1 && side > 1) value = sqrtf(value / (side * side) + 1e-8f);
+        row[c] = value;
+        if (pooled) pooled[c] = value;
+        sum += value;
     }
     if (!norm) return 1;
     const float mean = centre ? ff_sum(sum) / C : 0;
@@ -182,21 +191,21 @@ __device__ float ff_row(const float* z, const int H, const int W, const int C, c
 }
 // One block of 256 threads for each output pixel; every thread uses only those of row's numbers that it wrote.
 __global__ void ff_hand_on(const float* z, const int H, const int W, const int C, const int OH, const int OW,
-                           const int side, const int norm, const int centre, const float eps, const unsigned* key,
-                           const unsigned least, const float grow, float* h) {
+                           const int side, const int kind, const int norm, const int centre, const float eps,
+                           const unsigned* key, const unsigned least, const float grow, float* h) {
     extern __shared__ float row[];
-    ff_row(z, H, W, C, OH, OW, side, norm, centre, eps, row);
+    ff_row(z, H, W, C, OH, OW, side, kind, norm, centre, eps, row, 0);
     for (int c = threadIdx.x; c < C; c += 256) {
         const size_t at = (size_t)blockIdx.x * C + c;
         h[at] = !least ? row[c] : ff_keep((unsigned)at, *key, least) ? row[c] * grow : 0.0f;
     }
 }
 __global__ void ff_hand_back(const float* dh, const float* z, const int H, const int W, const int C, const int OH,
-                             const int OW, const int side, const int norm, const int centre, const float eps,
-                             const unsigned* key, const unsigned least, const float grow, float* dz) {
+                             const int OW, const int side, const int kind, const int norm, const int centre,
+                             const float eps, const unsigned* key, const unsigned least, const float grow, float* dz) {
     extern __shared__ float row[];
-    float* d = row + C;
-    const float factor = ff_row(z, H, W, C, OH, OW, side, norm, centre, eps, row);
+    float *d = row + C, *pooled = row + 2 * C;
+    const float factor = ff_row(z, H, W, C, OH, OW, side, kind, norm, centre, eps, row, pooled);
     float along = 0, sum = 0;
     for (int c = threadIdx.x; c < C; c += 256) {
         const size_t at = (size_t)blockIdx.x * C + c;
@@ -210,9 +219,13 @@ __global__ void ff_hand_back(const float* dh, const float* z, const int H, const
     }
     const int ox = blockIdx.x % OW, oy = blockIdx.x / OW % OH, b = blockIdx.x / (OW * OH);
     for (int c = threadIdx.x; c < C; c += 256) {
-        const float value = (norm ? (d[c] - sum - row[c] * along) * factor : d[c]) / (side * side);
+        const float value = norm ? (d[c] - sum - row[c] * along) * factor : d[c], share = value / (side * side);
         for (int y = oy * side; y < (oy + 1) * side; ++y)
-            for (int x = ox * side; x < (ox + 1) * side; ++x) dz[(((size_t)b * H + y) * W + x) * C + c] = value;
+            for (int x = ox * side; x < (ox + 1) * side; ++x) {
+                const size_t at = (((size_t)b * H + y) * W + x) * C + c;
+                dz[at] = side == 1 ? value : kind == 0 ? share : kind == 1 ? share / pooled[c] * z[at]
+                         : z[at] == pooled[c] ? value : 0.0f;
+            }
     }
 }
 }
@@ -353,7 +366,7 @@ def col2im(columns, shape, k, stride, pad, OH, OW):
 
 
 def part_moments(z, squares, means):
-    """Mean of z^2 and of z over h x w equal parts: z (B, H, W, C) -> squares and means (B, h, w, C)."""
+    """Mean of z^2 and of z over h x w parts: z (B, H, W, C) -> squares and means (B, h, w, C)."""
     B, H, W, C = z.shape
     h, w = squares.shape[1:3]
     numbers = [np.int32(v) for v in (H, W, C, h, w)]
@@ -368,20 +381,20 @@ def spread(d, y, mode, dz):
     _spread((B * H * W,), (min(256, -(-C // 32) * 32),), (cp.ascontiguousarray(d), y, *numbers, dz))
 
 
-def hand_on(z, side, norm, centre, eps, key, least, grow, h):
-    """`pool.HandOn`: average pool, norm over channels, dropout; z (B, H, W, C) -> h (B, H / side, W / side, C)."""
+def hand_on(z, side, kind, norm, centre, eps, key, least, grow, h):
+    """`pool.HandOn`: pool, norm over channels, dropout; z (B, H, W, C) -> h (B, H / side, W / side, C)."""
     B, OH, OW, C = h.shape
-    numbers = [np.int32(v) for v in (*z.shape[1:], OH, OW, side, norm, centre)]
+    numbers = [np.int32(v) for v in (*z.shape[1:], OH, OW, side, kind, norm, centre)]
     numbers += [np.float32(eps), cp.asarray(key, dtype=np.uint32), np.uint32(least), np.float32(grow)]
     _hand_on((B * OH * OW,), (256,), (z, *numbers, h), shared_mem=4 * C)
 
 
-def hand_back(dh, z, side, norm, centre, eps, key, least, grow, dz):
+def hand_back(dh, z, side, kind, norm, centre, eps, key, least, grow, dz):
     """The gradient of `hand_on`: dh of h's shape -> dz of z's."""
     B, OH, OW, C = dh.shape
-    numbers = [np.int32(v) for v in (*z.shape[1:], OH, OW, side, norm, centre)]
+    numbers = [np.int32(v) for v in (*z.shape[1:], OH, OW, side, kind, norm, centre)]
     numbers += [np.float32(eps), cp.asarray(key, dtype=np.uint32), np.uint32(least), np.float32(grow)]
-    _hand_back((B * OH * OW,), (256,), (dh, z, *numbers, dz), shared_mem=8 * C)
+    _hand_back((B * OH * OW,), (256,), (dh, z, *numbers, dz), shared_mem=12 * C)
 
 
 def tf32(on):

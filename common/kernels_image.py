@@ -11,6 +11,7 @@ from numba.extending import intrinsic
 
 from common.kernels_cpu import LANES, _lane_sum, aligned
 
+AVERAGE, RMS, MAX = 0, 1, 2  # pooling
 PLAIN, MASKED, TIMES = 0, 1, 2  # a gradient as it is, where the ReLU is on, or times what the ReLU lets through
 
 
@@ -66,6 +67,8 @@ times = _lanewise(lambda f, zero, d, a, b: f.fmul(a, b))
 plus = _lanewise(lambda f, zero, d, a, b: f.fadd(a, b))
 plus_relu = _lanewise(lambda f, zero, d, a, b: _positive(f, zero, f.fadd(a, b), f.fadd(a, b)))
 add = _lanewise(lambda f, zero, d, a, b: f.fadd(d, a))
+most = _lanewise(lambda f, zero, d, a, b: f.select(f.fcmp_ordered(">", a, d), a, d))
+routed = _lanewise(lambda f, zero, d, a, b: f.select(f.fcmp_ordered("==", a, d), b, zero))
 add_masked = _lanewise(lambda f, zero, d, a, b: f.fadd(d, _positive(f, zero, b, a)))
 add_times = _lanewise(lambda f, zero, d, a, b: f.fadd(d, f.fmul(a, b)))
 
@@ -86,18 +89,17 @@ def part_moments(z, squares, means):
     """Mean of z^2 and mean of z over each of h x w parts: z (B, H, W, C) -> squares and means (B, h, w, C)."""
     B, H, W, C = z.shape
     h, w = squares.shape[1:3]
-    high, wide = H // h, W // w
-    share = np.float32(1 / (high * wide))
     for part in prange(B * h):
         b, i = part // h, part % h
         s, m = aligned(C), aligned(C)
         for j in range(w):
             s[:] = 0
             m[:] = 0
-            for y in range(i * high, (i + 1) * high):
-                first = ((b * H + y) * W + j * wide) * C
-                for x in range(wide):
-                    at = first + x * C
+            y0, y1, x0, x1 = i * H // h, (i + 1) * H // h, j * W // w, (j + 1) * W // w
+            share = np.float32(1 / ((y1 - y0) * (x1 - x0)))
+            for y in range(y0, y1):
+                for x in range(x0, x1):
+                    at = ((b * H + y) * W + x) * C
                     add_times(s, 0, z, at, z, at, C)
                     add(m, 0, z, at, z, at, C)
             for c in range(C):
@@ -107,15 +109,14 @@ def part_moments(z, squares, means):
 
 @njit(parallel=True, cache=True)
 def spread(d, y, mode, dz):
-    """dz = a gradient d (B, h, w, C), given for h x w equal parts of y's rows and columns, in full (B, H, W, C)."""
+    """dz = a gradient d (B, h, w, C), given for h x w parts of y's rows and columns, in full (B, H, W, C)."""
     B, H, W, C = dz.shape
     h, w = d.shape[1:3]
-    high, wide = H // h, W // w
     for part in prange(B * H):
         b, i = part // H, part % H
         for j in range(W):
             at = (part * W + j) * C
-            gradient(mode, dz, at, d, ((b * h + i // high) * w + j // wide) * C, y, at, C)
+            gradient(mode, dz, at, d, ((b * h + ((i + 1) * h - 1) // H) * w + ((j + 1) * w - 1) // W) * C, y, at, C)
 
 
 @njit(parallel=True, cache=True)
@@ -123,13 +124,15 @@ def bias_grad(d, y, mode, sums):
     """Of the same gradient, the sum over each image's locations: sums (B, C)."""
     B, H, W, C = y.shape
     h, w = d.shape[1:3]
-    high, wide = H // h, W // w
     for b in prange(B):
         total = aligned(C)
         total[:] = 0
         for i in range(H):
             for j in range(W):
-                at, of_part = ((b * H + i) * W + j) * C, ((b * h + i // high) * w + j // wide) * C
+                at, of_part = (
+                    ((b * H + i) * W + j) * C,
+                    ((b * h + ((i + 1) * h - 1) // H) * w + ((j + 1) * w - 1) // W) * C,
+                )
                 if mode == TIMES:
                     add_times(total, 0, d, of_part, y, at, C)
                 elif mode == MASKED:
@@ -191,19 +194,30 @@ def _dropped(row, first, key, least, grow, n):
 
 
 @njit(inline="always")
-def _pooled(z, b, i, j, side, row):
-    """row (C,) = mean of z over the side x side window (i, j) of image b."""
+def _pooled(z, b, i, j, side, kind, row):
+    """row (C,) = mean, root of the mean square, or maximum of z over the side x side window (i, j) of image b."""
     _, H, W, C = z.shape
-    copy(row, 0, z, ((b * H + i * side) * W + j * side) * C, z, 0, C)
+    at = ((b * H + i * side) * W + j * side) * C
     if side == 1:
+        copy(row, 0, z, at, z, at, C)
         return
+    row[:] = 0 if kind != MAX else -np.inf
     for y in range(side):
         for x in range(side):
-            if y + x > 0:
-                add(row, 0, z, ((b * H + i * side + y) * W + j * side + x) * C, z, 0, C)
+            place = at + (y * W + x) * C
+            if kind == AVERAGE:
+                add(row, 0, z, place, z, place, C)
+            elif kind == RMS:
+                add_times(row, 0, z, place, z, place, C)
+            else:
+                most(row, 0, z, place, z, place, C)
     share = np.float32(1 / (side * side))
-    for c in range(C):
-        row[c] *= share
+    if kind == AVERAGE:
+        for c in range(C):
+            row[c] *= share
+    elif kind == RMS:
+        for c in range(C):
+            row[c] = np.sqrt(row[c] * share + np.float32(1e-8))
 
 
 @njit(inline="always")
@@ -247,8 +261,8 @@ def _normed(row, C, centre, eps, sums):
 
 
 @njit(parallel=True, cache=True)
-def hand_on(z, side, norm, centre, eps, key, least, grow, h):
-    """Average pool, norm over channels (or none), dropout: z (B, H, W, C) -> h (B, H / side, W / side, C).
+def hand_on(z, side, kind, norm, centre, eps, key, least, grow, h):
+    """Pool, norm over channels (or none), dropout: z (B, H, W, C) -> h (B, H / side, W / side, C).
 
     A value is kept, and multiplied by `grow`, if its coin is at least `least` (0: all are kept).
     """
@@ -258,7 +272,7 @@ def hand_on(z, side, norm, centre, eps, key, least, grow, h):
         sums, row = aligned(LANES), aligned(C)
         for j in range(OW):
             first = (part * OW + j) * C
-            _pooled(z, b, i, j, side, row)
+            _pooled(z, b, i, j, side, kind, row)
             if norm:
                 _normed(row, C, centre, eps, sums)
             if least > 0:
@@ -267,27 +281,40 @@ def hand_on(z, side, norm, centre, eps, key, least, grow, h):
 
 
 @njit(parallel=True, cache=True)
-def hand_back(dh, z, side, norm, centre, eps, key, least, grow, dz):
+def hand_back(dh, z, side, kind, norm, centre, eps, key, least, grow, dz):
     """The gradient of `hand_on`: dh of h's shape -> dz of z's. The norm is computed again, nothing of it was kept."""
     B, OH, OW, C = dh.shape
     n, share = np.float32(C), np.float32(1 / (side * side))
     for part in prange(B * OH):
         b, i = part // OH, part % OH
-        sums, row, d = aligned(LANES), aligned(C), aligned(C)
+        sums, row, pooled, d = aligned(LANES), aligned(C), aligned(C), aligned(C)
         for j in range(OW):
             first = (part * OW + j) * C
             copy(d, 0, dh, first, dh, first, C)
             if least > 0:
                 _dropped(d, first, key, least, grow, C)
+            if norm or (kind != AVERAGE and side > 1):
+                _pooled(z, b, i, j, side, kind, row)
+                copy(pooled, 0, row, 0, row, 0, C)
             if norm:
-                _pooled(z, b, i, j, side, row)
                 factor = _normed(row, C, centre, eps, sums)
                 along = _product_sum(row, d, C, sums) / n
                 mean = _sum(d, C, sums) / n if centre else np.float32(0)
                 for c in range(C):
                     d[c] = (d[c] - mean - row[c] * along) * factor
-            for c in range(C):
-                d[c] *= share
+            if side > 1 and kind == RMS:
+                for c in range(C):
+                    d[c] *= share / pooled[c]
+            elif kind == AVERAGE:
+                for c in range(C):
+                    d[c] *= share
             for y in range(i * side, (i + 1) * side):
                 for x in range(j * side, (j + 1) * side):
-                    copy(dz, ((b * dz.shape[1] + y) * dz.shape[2] + x) * C, d, 0, d, 0, C)
+                    place = ((b * dz.shape[1] + y) * dz.shape[2] + x) * C
+                    if side == 1 or kind == AVERAGE:
+                        copy(dz, place, d, 0, d, 0, C)
+                    elif kind == RMS:
+                        times(dz, place, d, 0, z, place, C)
+                    else:
+                        copy(dz, place, pooled, 0, pooled, 0, C)
+                        routed(dz, place, z, place, d, 0, C)

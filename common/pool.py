@@ -1,22 +1,21 @@
 """What a convolutional block measures of its activities z (B, H, W, C), and what it hands on to the next block.
 
-    Parts       z cut into n x n equal parts: mean of z^2 (goodness per part and channel) and mean of z, in one pass
-    HandOn      average pool, norm over the channels of each location, dropout: the next block's input
+    Parts       z cut into n x n parts: mean of z^2 (goodness per part and channel) and mean of z, in one pass
+    HandOn      pool, norm over the channels of each location, dropout: the next block's input
     Grad        dL/dz of such measurements: one number per part and channel, times z or alone; never written out in
                 full unless someone asks, because a convolution's weight gradient can read it as it is
-    RMSPool, MaxPool   for rules that pool otherwise
 
 float32 takes the kernels, other types the formulas, which are the definition.
 """
 
 import numpy as np
 
-from common.arrays import gpu_kernels, kernels, namespace
+from common.arrays import gpu_kernels, kernels, like, namespace
 from common.layers import kept, least
 
 
 class Grad:
-    """dL/dy (B, H, W, C) from d (B, h, w, C), constant over each of h x w equal parts; times y, if `squares`."""
+    """dL/dy (B, H, W, C) from d (B, h, w, C), constant over each of h x w parts; times y, if `squares`."""
 
     def __init__(self, d, y, squares=False):
         self.d, self.y, self.squares = d, y, squares
@@ -49,15 +48,13 @@ def _kernels(x):
 
 def spread(d, shape):
     """d (B, h, w, C) -> (B, H, W, C): each value at all places of its part."""
-    return namespace(d).repeat(namespace(d).repeat(d, shape[1] // d.shape[1], axis=1), shape[2] // d.shape[2], axis=2)
+    rows, columns = (like(d, part_of(n, m)) for n, m in zip(shape[1:3], d.shape[1:3], strict=True))
+    return d[:, rows][:, :, columns]
 
 
-def parts(x, h, w):
-    """(B, H, W, C) -> (B, h, H / h, w, W / w, C). Raises ValueError where the parts would not be equal."""
-    B, H, W, C = x.shape
-    if H % h or W % w:
-        raise ValueError(f"a map of {H} x {W} cannot be cut into {h} x {w} equal parts")
-    return x.reshape(B, h, H // h, w, W // w, C)
+def part_of(n, parts):
+    """To which of `parts` parts each of n places belongs; part i goes from i n // parts up to (i + 1) n // parts."""
+    return ((np.arange(n) + 1) * parts - 1) // n
 
 
 class Parts:
@@ -67,35 +64,54 @@ class Parts:
         self.params, self.state, self.h, self.w = {}, {}, h, w or h
 
     def forward(self, z):
-        cut = parts(z, self.h, self.w)
+        xp = namespace(z)
         if fast := _kernels(z):
-            u, m = (namespace(z).empty((len(z), self.h, self.w, z.shape[3]), np.float32) for _ in range(2))
+            u, m = (xp.empty((len(z), self.h, self.w, z.shape[3]), np.float32) for _ in range(2))
             fast.part_moments(z, u, m)
             return (u, m), z
-        return ((cut**2).mean(axis=(2, 4)), cut.mean(axis=(2, 4))), z
+        rows, columns = (
+            [slice(i * n // parts, (i + 1) * n // parts) for i in range(parts)]
+            for n, parts in zip(z.shape[1:3], (self.h, self.w), strict=True)
+        )
+        both = (
+            xp.stack([xp.stack([x[:, i, j].mean(axis=(1, 2)) for j in columns], 1) for i in rows], 1)
+            for x in (z * z, z)
+        )
+        return tuple(both), z
+
+    def of_map(self, m, z):
+        """The mean over the whole map (B, C), from those over parts m, and z."""
+        equal = z.shape[1] % self.h == 0 and z.shape[2] % self.w == 0
+        return (m if equal else z).mean(axis=(1, 2))
 
     def backward_squares(self, du, cache):
         """dL/dz = 2 z dL/du / places in a part, as a Grad."""
-        return Grad(du * du.dtype.type(2 / self.places(cache)), cache, squares=True)
+        return Grad(du * self.shares(du, cache, 2), cache, squares=True)
 
     def backward_means(self, dm, cache):
         """dL/dz = dL/dm / places in a part, as a Grad."""
-        return Grad(dm * dm.dtype.type(1 / self.places(cache)), cache)
+        return Grad(dm * self.shares(dm, cache, 1), cache)
 
-    def places(self, z):
-        return z.shape[1] * z.shape[2] / (self.h * self.w)
+    def shares(self, d, z, factor):
+        """factor over the number of places in each part: a number, or (h, w, 1) where the parts are unequal."""
+        H, W = z.shape[1:3]
+        if H % self.h == 0 and W % self.w == 0:
+            return d.dtype.type(factor * self.h * self.w / (H * W))
+        high, wide = (np.bincount(part_of(n, m)) for n, m in ((H, self.h), (W, self.w)))
+        return like(d, (factor / np.outer(high, wide)[..., None]).astype(d.dtype))
 
 
 class HandOn:
-    """h = dropout(norm(average pool(z))): z (B, H, W, C) -> h (B, H / pool, W / pool, C). No parameters.
+    """h = dropout(norm(pool(z))): z (B, H, W, C) -> h (B, H / pool, W / pool, C). No parameters.
 
+    kind: of pooling, over windows of pool x pool: "average", "rms" (root of the mean square; ASGE) or "max".
     norm: "layer" (minus the mean over a location's channels, over the standard deviation; Ba et al. 2016, no gain or
     shift), "rms" (over the root of the mean square), or "none". dropout: share of values set to 0, in training.
     """
 
-    def __init__(self, pool=1, norm="layer", dropout=0.0, eps=1e-5):
+    def __init__(self, pool=1, norm="layer", dropout=0.0, kind="average", eps=1e-5):
         self.params, self.state = {}, {}
-        self.pool, self.norm, self.dropout, self.eps = pool, norm, dropout, eps
+        self.pool, self.norm, self.dropout, self.kind, self.eps = pool, norm, dropout, kind, eps
 
     def forward(self, z, train=True, key=0):
         """key: 32 bits, other ones for every step and layer."""
@@ -118,20 +134,28 @@ class HandOn:
             _kernels(z).hand_back(xp.ascontiguousarray(dh), z, *self._numbers(key, rate), dz)
             return dz
         d = dh * kept(dh.shape, key, rate, dh.dtype, xp) if rate else dh
-        x, factor = self._normed(self._pooled(z))
+        pooled = self._pooled(z)
+        x, factor = self._normed(pooled)
         if self.norm != "none":
             mean = d.mean(axis=3, keepdims=True) if self.norm == "layer" else 0
             d = (d - mean - x * (x * d).mean(axis=3, keepdims=True)) * factor
-        dz = xp.zeros_like(z)
-        dz[:, : dh.shape[1] * self.pool, : dh.shape[2] * self.pool] = spread(
-            d / self.pool**2, (0, dh.shape[1] * self.pool, dh.shape[2] * self.pool)
-        )
+        dz, (h, w) = xp.zeros_like(z), (n * self.pool for n in dh.shape[1:3])
+        shape, inside = (0, h, w), z[:, :h, :w]
+        if self.kind == "max" and self.pool > 1:
+            dz[:, :h, :w] = (inside == spread(pooled, shape)) * spread(d, shape)
+        elif self.kind == "rms" and self.pool > 1:
+            dz[:, :h, :w] = inside * spread(d / pooled / self.pool**2, shape)
+        else:
+            dz[:, :h, :w] = spread(d / self.pool**2, shape)
         return dz
 
     def _pooled(self, z):
-        n = self.pool
+        B, n, C = len(z), self.pool, z.shape[3]
         h, w = z.shape[1] // n, z.shape[2] // n  # rows and columns that do not fill a window are left out
-        return parts(z[:, : h * n, : w * n], h, w).mean(axis=(2, 4))
+        cut = z[:, : h * n, : w * n].reshape(B, h, n, w, n, C)
+        if n == 1 or self.kind == "average":
+            return cut.mean(axis=(2, 4))
+        return cut.max(axis=(2, 4)) if self.kind == "max" else namespace(z).sqrt((cut**2).mean(axis=(2, 4)) + 1e-8)
 
     def _normed(self, x):
         if self.norm == "none":
@@ -144,37 +168,5 @@ class HandOn:
     def _numbers(self, key, rate):
         eps, grow = np.float32(self.eps), np.float32(1 / (1 - rate))
         key = key if hasattr(key, "get") else np.uint32(key)
-        return self.pool, self.norm != "none", self.norm == "layer", eps, key, least(rate), grow
-
-
-class RMSPool:
-    """Root of the mean square over s x s windows: z (B, H, W, C) -> (B, H / s, W / s, C). (ASGE)"""
-
-    def __init__(self, s, eps=1e-8):
-        self.params, self.state, self.s, self.eps = {}, {}, s, eps
-
-    def forward(self, z, train=True):
-        (u, _), _ = Parts(z.shape[1] // self.s, z.shape[2] // self.s).forward(z)
-        y = namespace(z).sqrt(u + z.dtype.type(self.eps))
-        return y, (z, y)
-
-    def backward(self, dy, cache):
-        z, y = cache
-        return z * spread(dy / y / self.s**2, z.shape)
-
-
-class MaxPool:
-    """Largest value of s x s windows: z (B, H, W, C) -> (B, H / s, W / s, C). Of equal values each gets its share."""
-
-    def __init__(self, s):
-        self.params, self.state, self.s = {}, {}, s
-
-    def forward(self, z, train=True):
-        y = parts(z, z.shape[1] // self.s, z.shape[2] // self.s).max(axis=(2, 4))
-        return y, (z, y)
-
-    def backward(self, dy, cache):
-        z, y = cache
-        first = z == spread(y, z.shape)
-        shared = parts(first, *y.shape[1:3]).sum(axis=(2, 4))
-        return first * spread(dy / shared, z.shape)
+        kind = ("average", "rms", "max").index(self.kind)  # AVERAGE, RMS, MAX of the kernels
+        return self.pool, kind, self.norm != "none", self.norm == "layer", eps, key, least(rate), grow

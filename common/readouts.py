@@ -13,6 +13,7 @@ cross-entropy on psi the layer learns which of its channels to excite for which 
 
 import numpy as np
 
+from common.arrays import namespace
 from common.functions import sigmoid
 from common.product import matmul
 
@@ -36,6 +37,29 @@ class Temperature:
         s, T = sigmoid(self.params["alpha"]), self.T
         alpha = -(dy * cache).sum() / T**2 * (self.high - self.low) * s * (1 - s)
         return dy / T if need_dx else None, {"alpha": alpha}
+
+
+class ChannelGroups:
+    """u (B, P, C) -> mean over all parts of each class's own group of C / K channels (B, K), times a scale.
+
+    Papathanasiou & Benos 2023 (CwComp, AAAI 2024): a channel belongs to one class. No parameters. Raises ValueError
+    where the channels cannot be shared out.
+    """
+
+    def __init__(self, C, K, scale=1.0):
+        if C % K:
+            raise ValueError(f"{C} channels cannot be shared out among {K} classes")
+        self.params, self.state, self.C, self.K, self.scale = {}, {}, C, K, scale
+
+    def forward(self, u, train=True):
+        """u (B, P C), channels innermost."""
+        return u.reshape(len(u), -1, self.K, self.C // self.K).mean(axis=(1, 3)) * u.dtype.type(self.scale), u.shape
+
+    def backward(self, dpsi, cache, need_dx=True):
+        B, n = cache
+        d = dpsi[:, None, :, None] * dpsi.dtype.type(self.scale * self.K / n)
+        full = namespace(dpsi).zeros((B, n // self.C, self.K, self.C // self.K), dtype=dpsi.dtype) + d
+        return full.reshape(B, n) if need_dx else None, {}
 
 
 class RandomMap:

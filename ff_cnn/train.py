@@ -46,7 +46,8 @@ from common.goodness import softmax_cross_entropy
 from common.layers import BatchNorm, Dense, kept
 from common.optim import Adam, clip, cosine
 from common.pool import HandOn, Parts, full
-from common.readouts import RandomMap, Temperature
+from common.prototypes import Prototypes
+from common.readouts import ChannelGroups, RandomMap, Temperature
 from common.steps import Steps
 
 
@@ -69,6 +70,9 @@ class Config:
     temperature: bool = True  # learn T (--no-temperature: T = 1)
     goodness_norm: str = "none"  # what is squared: z (none), or BatchNorm of z (batch)
     projection: str = "rule"  # goodness to scores: the rule's own, random, unit (columns of length 1), learned
+    pooling: str = "rule"  # of what is handed on: the rule's own, average, rms or max
+    alpha: float = 1.0  # parts on a map's side: alpha C_L / C_l, channels at width 1 of the last block and of this one
+    scale: float = 10.0  # by which hff's cosines and cwc's means are multiplied
     norm: str = "layer"  # of what is handed on: layer, rms or none
     dropout: float = 0.1  # share of what is handed on that is dropped
     head: str = "concat"  # what the head sees: concat (all blocks but the first) or last
@@ -99,10 +103,13 @@ BACKBONES = {
     "plain12": ([256] * 12, [2, 5, 8]),
     "mlp": ([2048] * 4, []),  # the image as one place with many channels
 }
-# What a block is read by: squares of z or z itself, over a temperature or not, by a random or a learned map.
+# What a block is read by: squares of z or z itself, over a temperature or not, how they become scores; how it pools.
 RULES = {
-    "dtg": {"squares": True, "temperature": True, "projection": "random"},
-    "linear": {"squares": False, "temperature": False, "projection": "learned"},
+    "dtg": {"squares": True, "temperature": True, "projection": "random", "pooling": "average"},
+    "asge": {"squares": True, "temperature": False, "projection": "random", "pooling": "rms"},
+    "hff": {"squares": False, "temperature": False, "projection": "prototypes", "pooling": "average"},
+    "cwc": {"squares": True, "temperature": False, "projection": "groups", "pooling": "max"},
+    "linear": {"squares": False, "temperature": False, "projection": "learned", "pooling": "average"},
 }
 CHOICES = {
     "rule": tuple(RULES),
@@ -112,6 +119,7 @@ CHOICES = {
     "goodness_norm": ("none", "batch"),
     "projection": ("rule", "random", "unit", "learned"),
     "norm": ("layer", "rms", "none"),
+    "pooling": ("rule", "average", "rms", "max"),
     "head": ("concat", "last"),
 }
 
@@ -151,9 +159,14 @@ class Block:
         self.temperature = Temperature() if rule["temperature"] and cfg.temperature else None
         if kind == "learned":
             self.projection = Dense(M, n_classes, rng, relu=False, gain=1.0)
+        elif kind == "prototypes":
+            self.projection = Prototypes(M, n_classes, rng, scale=cfg.scale)
+        elif kind == "groups":
+            self.projection = ChannelGroups(channels, n_classes, cfg.scale)
         else:
             self.projection = RandomMap(M, n_classes, rng, unit=kind == "unit")
-        self.hand_on = HandOn(pool, cfg.norm, cfg.dropout)
+        pooling = rule["pooling"] if cfg.pooling == "rule" else cfg.pooling
+        self.hand_on = HandOn(pool, cfg.norm, cfg.dropout, pooling)
         parts = {"conv": conv, "norm": self.norm, "temperature": self.temperature, "projection": self.projection}
         self.layers = {name: layer for name, layer in parts.items() if layer}
         self.opts = {name: Adam(layer.params, cfg.lr, decay=cfg.weight_decay) for name, layer in self.layers.items()}
@@ -165,7 +178,7 @@ class Block:
         goodness = u if self.squares else m
         scaled, heat = self.temperature.forward(goodness) if self.temperature else (goodness, None)
         psi, seen = self.projection.forward(scaled.reshape(len(z), -1))
-        f = z.mean(axis=(1, 2)) if self.norm else m.mean(axis=(1, 2))
+        f = z.mean(axis=(1, 2)) if self.norm else self.parts.of_map(m, z)
         return psi, f, (y, normed, heat, seen)
 
     def read_back(self, dpsi, cache):
@@ -179,6 +192,11 @@ class Block:
         if self.norm:
             dz, grads["norm"] = self.norm.backward(full(dz), normed, need_dx=True)
         return dz, grads
+
+    def renormalise(self):
+        """After a step: prototypes back to length 1."""
+        if isinstance(self.projection, Prototypes):
+            self.projection.renormalise()
 
     @property
     def T(self):
@@ -195,12 +213,15 @@ class Net:
         self.flat, self.blocks, sizes = mlp, [], []
         for i, at_width_1 in enumerate(channels):
             O = max(1, round(cfg.width * at_width_1))
+            if RULES[cfg.rule]["projection"] == "groups" and cfg.projection == "rule":
+                O = -(-O // n_classes) * n_classes  # as many channels for each class
             if residual and i:
                 conv = Residual(C, O, rng, stride=2 if i - 1 in pooled else 1)
             else:
                 conv = Conv2d(C, O, rng, k=1 if mlp else 3, padding=0 if mlp else 1)
             side = conv.out_size(side)
-            n = 1 if mlp else min(side, max(1, 512 // at_width_1))  # parts: App. D.1, by the channels at width 1
+            widest = channels[-1] if cfg.rule == "asge" else 512  # DTG-FF, App. D.1: the same for VGG8
+            n = 1 if mlp or cfg.rule == "cwc" else min(side, max(1, int(cfg.alpha * widest / at_width_1)))
             pool = 2 if i in pooled and not residual else 1
             self.blocks.append(Block(conv, O, n, pool, n_classes, cfg, rng))
             side, C = side // pool, O
@@ -248,6 +269,7 @@ def local_step(net, x, labels, cfg, rng):
         dz, grads = block.read_back(dpsi, seen)
         _, grads["conv"] = block.conv.backward(dz, cache, need_dx=False)  # nothing leaves this block
         step([(block.opts, grads)], cfg)
+        block.renormalise()
         if not cfg.pipelined:
             z, _ = block.conv.forward(h)
             f = z.mean(axis=(1, 2))
@@ -269,6 +291,8 @@ def backprop_step(net, x, labels, cfg, rng):
                 mine[layer] = {k: mine[layer][k] + theirs[layer][k] for k in mine[layer]}
     opts = [block.opts for block in net.blocks] + [{"head": net.head_opt}]
     step(list(zip(opts, grads, strict=True)), cfg)
+    for block in net.blocks:
+        block.renormalise()
     if cfg.credit == "deepsup":  # as in local_step, the head looks on
         key = rng.integers(2**32, size=1, dtype=np.uint32)[0]
         losses = xp.stack([*losses, net.head_step(features, labels, cfg, key)])
@@ -396,8 +420,8 @@ def check(cfg, ds):
     """Say in one line what cannot work, before anything is computed."""
     splits.check(ds, cfg)
     runs.at_least(cfg, 1, "n_epochs", "batch_size", "accumulate", "eval_subset")
-    runs.at_least(cfg, 0, "warmup", "weight_decay", "crop", "jitter", "cutout", "snapshot_every", "lr_end")
-    runs.positive(cfg, "width", "lr", "alpha_lr", "clip")
+    runs.at_least(cfg, 0, "alpha", "warmup", "weight_decay", "crop", "jitter", "cutout", "snapshot_every", "lr_end")
+    runs.positive(cfg, "width", "lr", "alpha_lr", "clip", "scale")
     for name in ("dropout", "head_dropout", "smoothing"):
         if not 0 <= getattr(cfg, name) < 1:
             raise cli.UsageError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: from 0 to less than 1")

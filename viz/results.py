@@ -180,6 +180,7 @@ def lc_depth(all_runs):
 
 # in a variant's line, and what its first layer would say alone
 NETS = {"ff": "FF", "first": "First layer alone:", "bp": "BP twin", "softmax": "softmax"}
+NETS |= {"sum": "sum", "upper": "upper half", "head": "head"}  # ff_cnn
 
 
 def effects(all_runs):
@@ -200,7 +201,7 @@ def effects(all_runs):
                 if value is not None:
                     of_net = scores.setdefault((line["group"], line["variant"]), {}).setdefault(net, {})
                     of_net[line["seed"]] = 100 * value
-            if line["variant"] == "reference" and len(line["ff"]["layer_acc"]) > 1 and not silent:
+            if line["variant"] == "reference" and len(line.get("ff", {}).get("layer_acc", ())) > 1 and not silent:
                 for i, alone in enumerate(line["ff"]["layer_acc"]):
                     of_net = scores.setdefault(("vote", f"layer {i} alone"), {}).setdefault("ff", {})
                     of_net[line["seed"]] = 100 * alone
@@ -212,7 +213,7 @@ def effects(all_runs):
                 of_net = own.get(net, {})
                 effect = [of_net[seed] - reference[net][seed] for seed in of_net]
                 row += ["–" if name == "reference" else spread(effect, sign=True), spread(of_net.values())]
-            rows.append([*row, len(own["ff"])])
+            rows.append([*row, max(len(of_net) for of_net in own.values())])
         sources.append(source(run))
     if not rows:
         return "No results yet."

@@ -1,0 +1,132 @@
+"""Tables of short ff_cnn runs, one thing changed in each, judged on held-out images; no test image is looked at.
+
+    rates       the learning rate of every method, from one common grid
+    ablations   what DTG-FF's paper takes away or replaces, row by row (App. A.5, D.4)
+    factorial   who learns from whom x what is read x learned or random: the eight cells between DTG-FF and deep
+                supervision
+    depth       more blocks of one width; VGG8 and VGG11 (App. D.5)
+    widths      one network, wider
+
+Run
+    python ff_cnn/explore.py --table ablations --seeds 0-2
+    python ff_cnn/explore.py --resume runs/ff_cnn_ablations/RUN          go on after the last line
+"""
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import runs, tables  # before NumPy, see common/__init__.py
+
+# isort: split
+import numpy as np
+import train
+
+from common import cli
+
+
+@dataclass
+class Config(tables.Config):
+    validation: int = 5000  # training images held out, all of which judge
+
+
+METHODS = {
+    "dtg": {},
+    "linear": {"rule": "linear"},
+    "deepsup": {"rule": "linear", "credit": "deepsup"},
+    "bp": {"credit": "bp"},
+}
+RATES = (0.0005, 0.001, 0.002, 0.004)
+SHORT = {"n_epochs": 6, "width": 0.25}
+TABLES = {
+    "rates": (
+        SHORT,
+        [
+            (name, f"{name}, learning rate {lr:g}", settings | {"lr": lr})
+            for name, settings in METHODS.items()
+            for lr in RATES
+        ],
+    ),
+    "ablations": (
+        SHORT | {"train_subset": 20000, "n_epochs": 10},
+        [
+            ("reference", "reference", {}),
+            ("temperature", "T = 1", {"temperature": False}),
+            ("temperature", "T learns as slowly as the weights", {"alpha_lr": 0.002}),
+            ("handed on", "no norm", {"norm": "none"}),
+            ("handed on", "RMSNorm", {"norm": "rms"}),
+            ("handed on", "no dropout", {"dropout": 0.0}),
+            ("images", "no cutout", {"cutout": 0}),
+            ("images", "no jitter", {"jitter": 0.0}),
+            ("regularisation", "no smoothing, no dropout of the head", {"smoothing": 0.0, "head_dropout": 0.0}),
+            ("random map", "columns of length 1", {"projection": "unit"}),
+            ("random map", "columns of length 1, T = 1", {"projection": "unit", "temperature": False}),
+            ("random map", "learned", {"projection": "learned"}),
+            ("goodness", "of BatchNorm", {"goodness_norm": "batch"}),
+            ("schedule", "naive: computed again after each block's step", {"pipelined": False}),
+        ],
+    ),
+    "factorial": (
+        SHORT | {"train_subset": 20000, "n_epochs": 10},
+        [
+            (
+                f"{credit}",
+                f"{credit}, {text}, {projection} map",
+                {"credit": credit, "rule": rule, "projection": projection},
+            )
+            for credit in ("local", "deepsup")
+            for rule, text in (("dtg", "z² / T"), ("linear", "z"))
+            for projection in ("random", "learned")
+        ],
+    ),
+    "depth": (
+        SHORT | {"train_subset": 20000, "n_epochs": 10},
+        [
+            (backbone, f"{backbone}, {name}", {"backbone": backbone} | METHODS[name])
+            for backbone in ("plain4", "plain8", "plain12", "vgg8", "vgg11")
+            for name in ("dtg", "deepsup")
+        ],
+    ),
+    "widths": (
+        SHORT | {"train_subset": 20000, "n_epochs": 10},
+        [
+            (f"width {width:g}", f"width {width:g}, {name}", {"width": width} | METHODS[name])
+            for width in (0.125, 0.25, 0.5)
+            for name in METHODS
+        ],
+    ),
+}
+
+
+def run_variant(settings, cfg, ds, seed, xp=np):
+    """Train one variant -> what its line in the record says: accuracies on all held-out images, from 0 to 1."""
+    chosen = replace(train.Config(), **settings, seed=seed, validation=cfg.validation)
+    chosen.train_subset = cfg.train_subset or chosen.train_subset
+    chosen.n_epochs = cfg.n_epochs or chosen.n_epochs
+    train.check(chosen, ds)
+    data = train.Split(ds, chosen)
+    net = train.Net(chosen, data.shape, data.n_classes, np.random.default_rng([seed, 0]))
+    if xp is not np:
+        data.to(xp)
+        runs.move(xp, {"net": net.layers})
+    rng, seconds = np.random.default_rng([seed, 3]), 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # some of these ways to learn blow up: that is a result
+        for epoch in range(1, chosen.n_epochs + 1):
+            log = train.train_epoch(net, data, rng, chosen, epoch)
+            seconds += log["seconds"]
+        on_train, _ = train.evaluate(net, *(part[:1000] for part in data.train), chosen, data)
+        on_val, _ = train.evaluate(net, *data.val, chosen, data)
+    line = {"config": asdict(chosen), "seconds": seconds, "layer_acc": on_val.get("layer_acc")}
+    line |= {k: log[k] for k in ("loss", "head_loss", "T") if k in log}
+    for name in train.answers(on_val):
+        line[name] = {"train_acc": on_train[f"{name}_acc"], "val_acc": on_val[f"{name}_acc"]}
+    return line
+
+
+def main():
+    tables.run(__doc__, TABLES, run_variant, "ff_cnn", tables.images("cifar10"), ("conv",), Config, True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = {"common", "ff_mnist", "ff_cifar_lc", "ff_cnn", "viz", "benchmarks", "tests"}
+OURS = {"common", "ff_mnist", "ff_cifar_lc", "ff_cnn", "ff_synthetic", "viz", "benchmarks", "tests"}
 RUNTIME = {"numpy", "numba", "llvmlite", "matplotlib", "imageio", "PIL", "requests", "urllib3", "tqdm", "threadpoolctl"}
 FILES = [p for folder in sorted(OURS - {"tests"}) for p in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -43,7 +43,7 @@ def allowed(folder, path, name):
             or folder == "benchmarks"
         )
     if top == "train":
-        return folder in ("benchmarks", "ff_cifar_lc", "ff_mnist", "ff_cnn")
+        return folder in ("benchmarks", "ff_cifar_lc", "ff_mnist", "ff_cnn", "ff_synthetic")
     return top in RUNTIME
 
 

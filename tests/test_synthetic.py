@@ -1,0 +1,113 @@
+"""ff_synthetic/train.py: the paper's counts, gradients of all eight cells, locality, runs that are stopped."""
+
+import json
+import subprocess
+import sys
+
+import gradcheck
+import numpy as np
+import pytest
+import scripts
+
+from common import record
+from common.goodness import softmax_cross_entropy
+
+synthetic = scripts.load("ff_synthetic/train.py")
+rng = np.random.default_rng(0)
+CFG = synthetic.Config()
+
+
+def student(name, K=4, double=False):
+    made = synthetic.students_of(name, K, CFG, np.random.default_rng(1))[0]
+    if double:
+        for part in made.parts:
+            for values in (part.params, part.state):
+                for k in values:
+                    values[k] = values[k].astype(np.float64)
+    return made
+
+
+def test_the_papers_counts():
+    """App. E, K = 10; and what grows with K."""
+    cfg = CFG
+    dtg, deepsup, bp = (student(name, 10) for name in ("dtg", "deepsup", "bp"))
+    assert (dtg.learned_numbers(), dtg.fixed_numbers()) == (56_068, 5_160)
+    assert deepsup.learned_numbers() == 61_224 and bp.learned_numbers() == 57_354
+    assert sum(s.learned_numbers() for s in synthetic.students_of("ensemble", 10, cfg, rng)) == 229_416
+    assert student("deepsup", 50).learned_numbers() - student("dtg", 50).learned_numbers() == 4 * 129 * 50 - 4
+
+
+@pytest.mark.parametrize("name", [*synthetic.CELLS, "bp"])
+def test_gradients(name):
+    """Every part's gradient: of its own layer's loss where layers are detached, else of the sum of all losses."""
+    made = student(name, double=True)
+    x, labels = rng.standard_normal((6, synthetic.D_IN)), np.array([0, 1, 2, 3, 1, 1])
+    found = {}
+    made.take = lambda part, grads: found.update({(id(part), k): np.asarray(g) for k, g in grads.items()})
+    made.step(x, labels)
+
+    def losses():
+        return {i: softmax_cross_entropy(psi, labels)[0] for i, psi in made.forward(x)[0].items()}
+
+    for i in range(synthetic.LAYERS):
+        own = [made.layers[i], made.heads.get(i), made.temperatures.get(i)]
+        for part in (part for part in own if part and part.params):
+            grads = {k: found[id(part), k] for k in part.params}
+            whole = (lambda i=i: losses()[i]) if made.local else (lambda: sum(losses().values()))
+            gradcheck.check(whole, part.params, grads, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("name", synthetic.CELLS)
+def test_only_detached_cells_are_local(name):
+    def after(perturbed):
+        made = student(name)
+        made.layers[perturbed].params["W"] *= np.float32(1.5)
+        for _ in range(3):
+            made.step(x, labels)
+        return made.layers[0].params["W"]
+
+    x, labels = rng.standard_normal((32, synthetic.D_IN)).astype(np.float32), rng.integers(0, 4, 32)
+    assert np.array_equal(after(2), after(3)) == synthetic.CELLS[name]["local"]
+
+
+@pytest.mark.parametrize("teacher", ["default", "he", "orthogonal"])
+def test_teachers(teacher):
+    cfg = synthetic.Config(teacher=teacher, train_rows=300, test_rows=100)
+    (x, y), (x_test, y_test) = synthetic.teacher_labels(5, cfg, np.random.default_rng(3))
+    assert x.shape == (300, 50) and x_test.shape == (100, 50) and len(np.unique(np.append(y, y_test))) > 1
+    again = synthetic.teacher_labels(5, cfg, np.random.default_rng(3))
+    assert np.array_equal(again[0][0], x) and np.array_equal(again[1][1], y_test)
+
+
+def call(cwd, *flags):
+    words = "--steps 30 --classes 5,10 --draws 1,2 --methods dtg,ensemble --train-rows 500 --test-rows 100 --jobs 2"
+    command = [sys.executable, str(scripts.ROOT / "ff_synthetic" / "train.py"), *words.split(), "--out", "out", *flags]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_a_stopped_run_goes_on(tmp_path):
+    done = call(tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "out").iterdir()
+    lines = record.read(folder)
+    cells = {(line["method"], line["K"], line["draw"]): line for line in lines if "method" in line}
+    assert len(cells) == 8 and lines[-1]["final"]["cells"] == 8
+    kept = [json.dumps(line) for line in lines[:4]]
+    (folder / "record.jsonl").write_text("\n".join(kept) + '\n{"method": "dt', encoding="utf-8")
+    again = call(tmp_path, "--resume", str(folder))
+    assert again.returncode == 0 and "3 of them done" in again.stdout, again.stderr
+    for line in record.read(folder):
+        if "method" in line:
+            first = cells.pop((line["method"], line["K"], line["draw"]))
+            assert {k: v for k, v in line.items() if k != "seconds"} == {
+                k: v for k, v in first.items() if k != "seconds"
+            }
+    assert not cells
+
+
+@pytest.mark.parametrize(
+    "flags, word", [("--methods dgt", "dgt"), ("--classes 1", "--classes"), ("--draws x", "--draws")]
+)
+def test_mistakes_end_in_one_line(tmp_path, flags, word):
+    done = call(tmp_path, *flags.split())
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and word in done.stderr

@@ -5,7 +5,7 @@ Idea
     all layers: every layer waits for all layers above it.
 
 Symbols
-    x    (B, 784)   pixels from 0 to 1
+    x    (B, 784)   pixels from 0 to 1, or standardised
     h    (B, n)     a layer's activity ReLU(h W + b)
     L    a number   -log softmax(logits)[label], mean over the batch
 
@@ -44,6 +44,8 @@ class Config:
     schedule: str = "linear"  # the learning rate over the run: half (constant, then to 0), linear, cosine or constant
     batch_size: int = 100  # images per step
     jitter: int = 0  # move training images at random by up to so many pixels
+    flip: bool = False  # mirror half of them
+    standard: bool = False  # each channel with mean 0 and standard deviation 1 (off: pixels from 0 to 1)
     train_subset: int = 0  # training images, drawn by the seed (0: all that are not held out)
     validation: int = 10000  # training images held out (0: train on all of them)
     eval_subset: int = 1000  # images behind each point of the curves
@@ -74,11 +76,19 @@ def bp_step(layers, opts, x, labels):
     return loss
 
 
-def predict(layers, images):
+def inputs(x, data, cfg):
+    """Pixels (N, D) from 0 to 1 -> what the first layer sees."""
+    if not cfg.standard:
+        return x
+    mean, sd = data.mean_sd
+    return (x - mean) / sd
+
+
+def predict(layers, images, data, cfg):
     """uint8 images (N, H, W, C) -> labels (N,)."""
     found = []
     for rows in in_batches(len(images), 1000):
-        h = pixels(images[rows])
+        h = inputs(pixels(images[rows]), data, cfg)
         for layer in layers:
             h, _ = layer.forward(h, train=False)
         found.append(h.argmax(axis=1))
@@ -105,7 +115,8 @@ def train_epoch(layers, opts, steps, data, rng, cfg, epoch):
     def step(rng, rows, factor):
         for opt in opts:
             opt.lr = cfg.lr * factor
-        return bp_step(layers, opts, *data.batch(rows, cfg.jitter, rng))
+        x, labels = data.batch(rows, cfg.jitter, rng, cfg.flip)
+        return bp_step(layers, opts, inputs(x, data, cfg), labels)
 
     losses = steps(step, opts, rng, f"{epoch}/{cfg.n_epochs}", batches, factors)
     return {"loss": host(namespace(losses[0]).stack(losses)).mean(), "seconds": time.perf_counter() - start}
@@ -126,14 +137,15 @@ def run(cfg, options, threads):
     for epoch in range(this.done + 1, cfg.n_epochs + 1):
         log = train_epoch(layers, opts, steps, data, rng, cfg, epoch)
         for key, (images, labels) in data.parts("train", "val").items():
-            log[key] = {"acc": accuracy(predict(layers, images[: cfg.eval_subset]), labels[: cfg.eval_subset])}
+            some = predict(layers, images[: cfg.eval_subset], data, cfg)
+            log[key] = {"acc": accuracy(some, labels[: cfg.eval_subset])}
         record.append(this.folder, {"epoch": epoch} | log)
         this.checkpoint(epoch, saved, {"rng": rng})
         print(f"{runs.epoch_line(epoch, cfg, log)}  | {clock(log['seconds'], epoch)}", flush=True)
 
     final = {}
     for key, (images, labels) in data.parts("test", "val").items():
-        final[key] = {"acc": accuracy(predict(layers, images), labels)}
+        final[key] = {"acc": accuracy(predict(layers, images, data, cfg), labels)}
     record.append(this.folder, {"final": final | runs.cost(clock, layers)})
     print(f"test error {100 * (1 - final['test']['acc']):.2f} %")
     this.finish(options, layers, "viz/ff_mnist.py")

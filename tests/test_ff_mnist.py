@@ -81,7 +81,7 @@ FLAGS = {
     ],
     "unsupervised": ["--local", "--readout 1 --blurs 2 --validation 0 --snapshot-every 0"],
     "recurrent": ["--sizes 20 --steps 3 --first 1 --last 3", "--optimiser adam --damping 0 --blind --validation 0"],
-    "backprop": ["--optimiser sgd --jitter 1 --validation 0"],
+    "backprop": ["--optimiser sgd --jitter 1 --validation 0", "--flip --standard"],
     "sequence": ["--negatives self", "--negatives none --readout 1 --validation 0"],
     "amsga": [
         "--preset baseline --sizes 20,20 --n-epochs 1 --validation 0",

@@ -1,5 +1,7 @@
 """Images per second of Hyperspherical Forward-Forward, which answers in one pass, against a pass for every class.
 
+All ways take 200 rows at a time.
+
     HFF                one pass through the network; the cosines to all prototypes are one product per layer
     FF, K passes       every image with every label through the whole network: K forward passes
     FF, shared         the same answers, the image's part of the first layer computed once (common/label_input.py)

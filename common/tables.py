@@ -36,8 +36,8 @@ def images(auto):
 
 def run(doc, tables, run_variant, name, load, kinds, config=Config, device=False):
     """The script: run_variant(settings, cfg, ds, seed) -> a line; name: of the folders in runs/, NAME_TABLE;
-    load(data set's name, options) -> data set; kinds: of layers, see compilation.py; device: whether there is a
-    --device, of which run_variant then gets the array module as well."""
+    load(data set's name, options) -> data set, for options.table; kinds: of layers, see compilation.py; device: whether
+    there is a --device, of which run_variant then gets the array module as well."""
     cfg, options = cli.parse(config, doc, choices={"table": tuple(tables)}, device=device)
     xp = arrays.module(options.device if device else "cpu")
     where = [xp] if device else []
@@ -59,6 +59,7 @@ def run(doc, tables, run_variant, name, load, kinds, config=Config, device=False
         record.append(folder, {"resumed_after": len(done), "commit": record.commit()})
     threads = cli.set_threads(options.threads)
     compilation.announce(*kinds)
+    options.table = cfg.table
     ds = load(wanted, options)
     if options.resume and ds.sha256 != lines[0]["dataset"]["sha256"]:
         raise cli.UsageError(f"{folder} was run on other images: {ds.source} is not what its record names")

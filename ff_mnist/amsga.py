@@ -21,7 +21,9 @@ Symbols
 
 Deviates from the paper
     It leaves open how a label is predicted, what is handed on between layers, whose goodness decides what is hard, and
-    more; what it leaves open is a setting here, not chosen yet: python ff_mnist/explore.py --table amsga will.
+    more; what it leaves open is a setting here, not chosen yet: python ff_mnist/explore.py --table amsga will. No
+    gradient crosses a layer, but with --mining-layer mean or last all layers choose the rows that the first one learns
+    from. Its baseline's goodness is a sum (eq. 1), its own a mean: here both are means, unless --goodness sum.
 
 Run
     python ff_mnist/amsga.py --seed 0
@@ -58,6 +60,7 @@ class Config:
     mining: bool = True  # wrong labels chosen by a curriculum (off: all that were drawn)
     adapt: bool = True  # threshold that grows with depth and progress (off: theta everywhere)
     anneal: bool = True  # learning rate with warm-up and cosine (off: constant)
+    goodness: str = "mean"  # of squares, at every scale, or their sum (that times the layer's width)
     theta: float = 2.0  # threshold for goodness, before it grows
     depth: str = "text"  # l/L in eq. 5 and 11: from 0 to 1 (text), or from 1/L to 1 (algorithm: the loop 1 ... L)
     local_mean: str = "row"  # eq. 2: a mean over each row, or over the batch as well
@@ -83,6 +86,7 @@ PRESETS = {  # the paper's, full batch
     "baseline-fashion": FULL | BASELINE | {"n_epochs": 1500, "lr": 0.05, "theta": 2.5, "sizes": "500,500"},
 }
 CHOICES = {
+    "goodness": ("mean", "sum"),
     "depth": ("text", "algorithm"),
     "local_mean": ("row", "batch"),
     "mining_layer": ("mean", "first", "last"),
@@ -104,14 +108,15 @@ class MultiScale:
     With groups of equal size a_j is the same for all units, (w_local + w_inter) / D: the two scales are one.
     """
 
-    def __init__(self, D, s, local_mean="row", on=True):
+    def __init__(self, D, s, local_mean="row", on=True, goodness="mean"):
         K = max(1, min(8, D // 10))  # eq. 3; where D is too small for groups, inter is local
         groups = [len(part) for part in np.array_split(np.arange(D), K)]
         inter = np.concatenate([np.full(n, 1 / (K * n)) for n in groups])
         w_local, w_inter, w_global = (0.4 - 0.15 * s, 0.35, 0.25 + 0.15 * s) if on else (1.0, 0.0, 0.0)  # eq. 5
         if local_mean == "batch" and on:  # eq. 2 as its text has it
             w_local, w_global = 0.0, w_global + w_local
-        self.row_weights, self.batch_weight = w_local / D + w_inter * inter, w_global  # eq. 6
+        factor = D if goodness == "sum" else 1
+        self.row_weights, self.batch_weight = factor * (w_local / D + w_inter * inter), factor * w_global  # eq. 6
         self.equal = len(set(groups)) == 1 or not on  # all units weigh the same
 
     def per_row(self, h):
@@ -164,18 +169,20 @@ def band(p):
 
 
 def mined(g, theta, p, rng):
-    """Rows of wrong labels to learn from: their goodness g (N,), theta_0, progress p -> sorted numbers (M,)."""
+    """Rows of wrong labels to learn from: their goodness g (N,), theta_0, progress p -> sorted numbers (M,), and the
+    share of all rows that eq. 7-10 took by themselves."""
     xp = namespace(g)
     U, taken = like(g, rng.random(len(g))), abs(g - theta) <= band(p)  # eq. 7
     if 0.3 <= p < 0.7:
         taken |= (g > theta + 0.5) & (U < 0.4)  # eq. 9
     elif p >= 0.7:
         taken |= (g > theta) & (U < 0.5)  # eq. 10
-    missing = int(np.ceil(0.6 * len(g))) - int(float(taken.sum()))  # section III.B.1 d: the hardest of the rest
+    share = float(taken.mean())
+    missing = int(np.ceil(0.6 * len(g))) - round(share * len(g))  # section III.B.1 d: the hardest of the rest
     if missing > 0:
         rest = xp.flatnonzero(~taken)
         taken[rest[xp.argsort(-g[rest], kind="stable")[:missing]]] = True
-    return xp.flatnonzero(taken)
+    return xp.flatnonzero(taken), share
 
 
 class Net:
@@ -186,28 +193,31 @@ class Net:
         self.layers = [LabelInput(n_inputs, sizes[0], n_classes, rng, norm=cfg.norm)]  # Kaiming, as Dense
         self.layers += [Dense(n, m, rng) for n, m in zip(sizes, sizes[1:], strict=False)]
         L = len(sizes)
-        self.goodness = [MultiScale(n, depth(i, L, cfg), cfg.local_mean, cfg.scales) for i, n in enumerate(sizes)]
+        self.goodness = [
+            MultiScale(n, depth(i, L, cfg), cfg.local_mean, cfg.scales, cfg.goodness) for i, n in enumerate(sizes)
+        ]
         self.opts = [Adam(layer.params, cfg.lr) for layer in self.layers]
         self.parts = {"layers": (self.layers, self.opts)}  # what lives between steps
 
 
 def ff_step(net, pixels, labels, cfg, rng, n_classes, p):
-    """One step of all layers: pixels (B, 774), labels (B,), progress p -> what `train_epoch` logs, per layer (5)."""
+    """One step of all layers: pixels (B, 774), labels (B,), progress p -> what `train_epoch` logs, per layer (7)."""
     B, L, xp = len(labels), len(net.layers), namespace(pixels)
     if cfg.negatives == "shuffle":
         wrong = labels[like(labels, rng.permutation(B))]
     else:
         wrong = wrong_labels(labels, n_classes, rng)
     seen = forward(net, pixels, xp.concatenate([labels, wrong]), cfg, n_classes)
-    taken = mined(judged(net, seen, cfg), cfg.theta, p, rng) if cfg.mining else xp.arange(B)
+    taken, share = mined(judged(net, seen, cfg), cfg.theta, p, rng) if cfg.mining else (xp.arange(B), 1.0)
     log, rows = [], xp.concatenate([xp.arange(B), B + taken]) if len(taken) < B else None
     for i, (layer, of, opt) in enumerate(zip(net.layers, net.goodness, net.opts, strict=True)):
         y, cache = seen[i]
         loss, dy, g_pos, g_neg = objective(of, y[:B], y[B + taken], threshold(i, L, p, cfg))
         _, grads = layer.backward(dy, cache, rows=rows)  # nothing leaves this layer
         opt.step(clip(grads, cfg.clip))
-        log.append((loss, g_pos, g_neg, len(taken) / B, (wrong == labels)[taken].mean()))
-    return log  # n_layers times 5 numbers
+        dead = (y[:B].max(axis=0) <= 0).mean()  # units that no right row excites
+        log.append((loss, g_pos, g_neg, dead, len(taken) / B, share, (wrong == labels)[taken].mean()))
+    return log  # n_layers times 7 numbers
 
 
 def forward(net, pixels, labels, cfg, n_classes):
@@ -276,8 +286,8 @@ def train_epoch(net, data, rng, cfg, epoch):
     for rows in cli.progress(in_batches(n, cfg.batch_size or n), f"{epoch}/{cfg.n_epochs}"):
         x, labels = data.batch(order[rows], 0, rng)
         log.append(ff_step(net, x[:, data.n_classes :], labels, cfg, rng, data.n_classes, p))
-    keys = ("loss", "g_pos", "g_neg", "mined", "false_negatives")
-    log = np.array([[[float(host(v)) for v in layer] for layer in each] for each in log])  # (steps, n_layers, 5)
+    keys = ("loss", "g_pos", "g_neg", "silent", "mined", "by_the_rules", "false_negatives")
+    log = np.array([[[float(host(v)) for v in layer] for layer in each] for each in log])  # (steps, n_layers, 7)
     line = dict(zip(keys, log.mean(axis=0).T, strict=True))
     thetas = [threshold(i, len(net.layers), p, cfg) for i in range(len(net.layers))]
     return line | {"theta": thetas, "lr": learning_rate(epoch, cfg), "seconds": time.perf_counter() - start}
@@ -298,7 +308,7 @@ def snapshot(folder, epoch, net, data, g, labels, cfg):
     xp, x = namespace(images), pixels(images)[:, data.n_classes :]
     both = xp.concatenate([right, wrong_labels(right, data.n_classes, rng)])
     of_wrong = judged(net, forward(net, x, both, cfg, data.n_classes), cfg)
-    taken = mined(of_wrong, cfg.theta, epoch / cfg.n_epochs, rng)
+    taken, _ = mined(of_wrong, cfg.theta, epoch / cfg.n_epochs, rng)
     (folder / "snapshots").mkdir(exist_ok=True)
     arrays = {"goodness": g, "labels": host(labels), "wrong_goodness": host(of_wrong), "mined": host(taken)}
     arrays["band"] = np.array(band(epoch / cfg.n_epochs))

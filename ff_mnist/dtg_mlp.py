@@ -21,10 +21,12 @@ Symbols
     Prediction: the head's answer in one pass; without a head (--head none), the label with the most goodness.
 
 Deviates from the paper (Chen 2026, arXiv 2606.06539)
-    It prints neither batch size nor learning rate for this network, and no normalisation between its layers: those here
-    are first guesses, until python ff_mnist/explore.py --table dtg has run. It says that the head's error goes back
-    through the layers (App. A.3: "no detach") and that the head reads "detached features" (D.3): here it goes back. The
-    head's rows are images as they are, with no label over their first inputs; LayerNorm has no gain and no bias.
+    Its list of settings (D.1: batch 128, rate 2e-4, decay 1e-3, crops, flips, colours, cutout, dropout, smoothing) does
+    not say whether they hold for this network, and no normalisation between its layers is named: those here are first
+    guesses, until python ff_mnist/explore.py --table dtg has run. It says that the head's error goes back through the
+    layers (App. A.3: "no detach") and that the head reads "detached features" (D.3): here it goes back, or, with
+    --detach, it does not. The head's rows are images as they are, with no label over their first inputs; LayerNorm has
+    no gain and no bias.
 
 Run
     python ff_mnist/dtg_mlp.py --seed 0
@@ -48,7 +50,7 @@ from common.functions import sigmoid, softplus
 from common.goodness import MeanSquare, softmax_cross_entropy
 from common.label_input import LabelInput
 from common.labels import one_hot, wrong_labels
-from common.layers import BatchNorm, Dense, RMSNorm, relu_grad
+from common.layers import BatchNorm, Dense, RMSNorm, kept, relu_grad
 from common.optim import SCHEDULES, Adam
 from common.product import matmul
 from common.split import Split, pixels
@@ -65,6 +67,10 @@ class Config:
     theta: float = 2.0  # the margin where it is not learnt
     head: str = "layers"  # what the classifier reads: layers (all but the last), last (its activity) or none
     head_norm: str = "batch"  # what happens first to what it reads: batch, layer (mean 0, variance 1 per row) or none
+    detach: bool = False  # the head hands nothing back, the other reading of the paper: everything is local then
+    smoothing: float = 0.0  # label smoothing of the head
+    head_dropout: float = 0.0  # share of what it reads that the head does not see while it learns
+    dropout: float = 0.0  # share of its inputs that a layer does not see while it learns, image excepted
     lambda_ff: float = 0.1  # weight of the local losses (Adam takes it away again where no other loss is added)
     label: float = 1.0  # what is written at the label's place; 0 at the others
     lr: float = 0.001  # learning rate (Adam)
@@ -79,7 +85,7 @@ class Config:
     eval_subset: int = 1000  # images behind each point of the curves
 
 
-CIFAR10 = {"sizes": "2048,2048,2048,2048", "n_epochs": 100}
+CIFAR10 = {"sizes": "2048,2048,2048,2048", "n_epochs": 100, "jitter": 4, "flip": True}
 PRESETS = {"cifar10": CIFAR10}
 CHOICES = {
     "norm": ("rms", "none", "batch", "batch-halves"),
@@ -175,12 +181,14 @@ class Net:
         }
 
 
-def forward(net, x, codes, cfg, train=True):
+def forward(net, x, codes, cfg, keys=None):
     """x (B, D) through the layers with codes (R, K) over its first K inputs; row r shows image r mod B.
 
     -> for each layer a (R, n), z (R, n) and what its backward pass needs. A last layer that the head does not read is
-    not asked about rows without a label, the last B of them.
+    not asked about rows without a label, the last B of them. keys: of dropout, in training; without them, layers are
+    only looked at.
     """
+    train = keys is not None
     K, B, seen, h = codes.shape[1], len(x), [], None
     for i, layer in enumerate(net.layers):
         if i == len(net.layers) - 1 and cfg.head == "layers":
@@ -195,7 +203,9 @@ def forward(net, x, codes, cfg, train=True):
             normed, of_norm = namespace(a).concatenate([y for y, _ in parts]), [of for _, of in parts]
         z = namespace(a).maximum(normed, 0)
         h, of_rms = RMSNorm().forward(z) if cfg.norm == "rms" else (z, None)
-        seen.append((a, z, cache, of_norm, of_rms))
+        mask = kept(h.shape, keys[i], cfg.dropout, h.dtype, namespace(h)) if train and cfg.dropout else None
+        h = h if mask is None else h * mask
+        seen.append((a, z, cache, of_norm, of_rms, mask))
     return seen
 
 
@@ -203,7 +213,7 @@ def local_part(net, seen, cfg, B):
     """Every layer's own loss, from its 2B labelled rows -> dL_ff/da (2B, n) of each layer, log (L, 5); all local."""
     one, xp = seen[0][1][:B, 0] * 0 + 1, namespace(seen[0][1])
     s, da, log = xp.concatenate([one, -one]), [], []
-    for i, (_, z, _, of_norm, _) in enumerate(seen):
+    for i, (_, z, _, of_norm, _, _) in enumerate(seen):
         temperature = net.temperatures[i]
         g, squares = MeanSquare().forward(z[: 2 * B])
         temperature.warm_start(g)
@@ -224,7 +234,7 @@ def local_part(net, seen, cfg, B):
     return da, log
 
 
-def head_part(net, seen, labels, cfg, B):
+def head_part(net, seen, labels, cfg, B, key):
     """The head's cross-entropy on the last B rows, and its way down through all layers -> loss, dL/da (B, n) of each.
 
     This is backpropagation: None for a layer that no error reaches.
@@ -232,9 +242,11 @@ def head_part(net, seen, labels, cfg, B):
     L = len(net.layers)
     read = range(L - 1) if cfg.head == "layers" else [L - 1]
     y, of_norm = states(net, seen, cfg, slice(2 * B, None), True)
-    logits, of_head = net.head.forward(y)
-    loss, dlogits = softmax_cross_entropy(logits, labels)
+    mask = kept(y.shape, key, cfg.head_dropout, y.dtype, namespace(y)) if cfg.head_dropout else np.float32(1)
+    logits, of_head = net.head.forward(y * mask)
+    loss, dlogits = softmax_cross_entropy(logits, labels, cfg.smoothing)
     dy, grads = net.head.backward(dlogits, of_head, need_dx=True)
+    dy = dy * mask
     net.head_opt.step(grads)
     errors, first = [None] * L, 0
     for j, i in enumerate(read):  # what the head hands to each layer that it reads
@@ -249,7 +261,8 @@ def head_part(net, seen, labels, cfg, B):
         if errors[i + 1] is None:
             continue
         dh = matmul(errors[i + 1], net.layers[i + 1].params["W"].T)
-        _, z, _, _, of_rms = seen[i]
+        _, z, _, _, of_rms, mask = seen[i]
+        dh = dh if mask is None else dh * mask[2 * B :]
         if of_rms:
             dh, _ = RMSNorm().backward(dh, tuple(part[2 * B :] for part in of_rms), need_dx=True)
         da = relu_grad(namespace(dh).ascontiguousarray(dh), z[2 * B :])
@@ -272,15 +285,19 @@ def step(net, x, labels, cfg, rng, n_classes):
     B, wrong, xp = len(x), wrong_labels(labels, n_classes, rng), namespace(x)
     codes = [one_hot(some, n_classes) * np.float32(cfg.label) for some in (labels, wrong)]
     codes += [x[:, :n_classes]] if cfg.head != "none" else []  # the head's rows are images as they are
-    seen = forward(net, x, xp.concatenate(codes), cfg)
+    keys = rng.integers(2**32, size=len(net.layers) + 1, dtype=np.uint32)
+    seen = forward(net, x, xp.concatenate(codes), cfg, keys)
     loss, errors = 0.0, [None] * len(net.layers)
     if cfg.head != "none":
-        loss, errors = head_part(net, seen, labels, cfg, B)  # with the weights of before the step
+        loss, errors = head_part(net, seen, labels, cfg, B, keys[-1])  # with the weights of before the step
+        if cfg.detach:
+            errors = [None] * len(net.layers)
     local, log = local_part(net, seen, cfg, B)
-    for layer, opt, ff, error, (_, _, cache, _, _) in zip(net.layers, net.opts, local, errors, seen, strict=True):
+    for layer, opt, ff, error, (a, _, cache, *_) in zip(net.layers, net.opts, local, errors, seen, strict=True):
         ff = ff * np.float32(cfg.lambda_ff)
         da = ff if error is None else xp.concatenate([ff, error])
-        opt.step(layer.backward(da, cache)[1])  # eq. 9
+        rows = slice(0, len(da)) if len(da) < len(a) else None
+        opt.step(layer.backward(da, cache, rows=rows)[1])  # eq. 9
     return loss, log
 
 
@@ -290,12 +307,12 @@ def answers(net, x, cfg, n_classes):
     for rows in in_batches(len(x), 1000 if cfg.head != "none" else 100):
         some = x[rows]
         if cfg.head != "none":
-            seen = forward(net, some, some[:, :n_classes], cfg, train=False)
+            seen = forward(net, some, some[:, :n_classes], cfg)
             found.append(net.head.forward(states(net, seen, cfg, slice(None), False)[0])[0].argmax(axis=1))
         else:
             xp = namespace(x)
             codes = one_hot(xp.repeat(xp.arange(n_classes), len(some)), n_classes) * np.float32(cfg.label)
-            seen = forward(net, some, codes, cfg, train=False)
+            seen = forward(net, some, codes, cfg)
             g = [
                 MeanSquare().forward(z)[0] / t.values()[0] for (_, z, *_), t in zip(seen, net.temperatures, strict=True)
             ]
@@ -310,6 +327,9 @@ def check(cfg, ds):
     runs.at_least(cfg, 1, "n_epochs", "batch_size", "eval_subset")
     runs.at_least(cfg, 0, "lambda_ff", "weight_decay", "jitter", "temperature_lr")
     runs.positive(cfg, "theta", "label", "lr")
+    for name in ("smoothing", "head_dropout", "dropout"):
+        if not 0 <= getattr(cfg, name) < 1:
+            raise cli.UsageError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: from 0 to less than 1")
     if cfg.norm.startswith("batch") and cfg.head != "none":
         raise cli.UsageError(f"--norm {cfg.norm} normalises goodness: without a head, --head none")
     if cfg.head == "layers" and len(runs.numbers(cfg.sizes)) < 2:

@@ -13,8 +13,8 @@ image is ever looked at. Everything is run by the scripts' own functions.
     recurrent       learning rate and sizes of recurrent.py --blind; -wide: wider, longer, and not blind; -deep: deeper
     amsga           what AMSGA's paper leaves open: normalisation, learning rate, threshold, readings of its text
     amsga-parts     all four parts of amsga.py, each left out, each alone, none
-    hff             scale, margin, prototypes and votes of hff.py; hff-cifar10: the same on --dataset cifar10
-    dtg             learning rates and normalisation of dtg_mlp.py, on --dataset cifar10
+    hff             scale, margin, prototypes and votes of hff.py; hff-cifar10: the same on CIFAR-10
+    dtg             learning rates, decay, dropout of dtg_mlp.py; dtg-ladder: its paper's ablation (both on CIFAR-10)
 
 Run
     python ff_mnist/explore.py --table normalisation --seeds 0-2
@@ -50,23 +50,20 @@ class Config(tables.Config):
 SHORT = {"sizes": "500,500,500", "n_epochs": 10, "optimiser": "adam", "weight_decay": 0.0, "schedule": "linear"}
 ALL = {"negatives": "all"}
 RATES = (0.002, 0.001, 0.0005)
-LOGGED = (
-    "loss",
-    "silent",
-    "mined",
-    "false_negatives",
-    "temperature",
-    "theta",
-)  # of the last epoch, in a variant's line
+# Of the last epoch, in a variant's line.
+LOGGED = ("loss", "silent", "mined", "by_the_rules", "false_negatives", "temperature", "theta", "head_loss")
 HFF = [
     ("reference", "reference", {}),
     *(("scale", f"scale {s:g}", {"scale": s}) for s in (5.0, 20.0, 40.0)),
     *(("margin", f"margin {m:g}", {"margin": m}) for m in (0.1, 0.3)),
     *(("prototypes", f"{n} for each class", {"per_class": n}) for n in (2, 5)),
     *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.0003, 0.003)),
-    *(("dropout", f"dropout {d:g}", {"dropout": d}) for d in (0.2, 0.5)),
+    *(("dropout", f"dropout {d:g}", {"dropout": d}) for d in (0.1, 0.2, 0.5)),
     *(("weight decay", f"weight decay {d:g}", {"weight_decay": d}) for d in (0.01, 0.1)),
+    *(("shifts", f"shifts up to {n}", {"jitter": n}) for n in (1, 2)),
 ]
+PURE = {"head": "none", "dynamic": False}
+D3 = {"head": "layers", "head_norm": "none", "lambda_ff": 1.0}  # App. D.3, as far as it says; row by row below
 TABLES = {
     "normalisation": (
         SHORT,
@@ -211,6 +208,7 @@ TABLES = {
             *(("left out", f"without {part}", {part: False}) for part in amsga.BASELINE),
             *(("alone", f"{part} alone", amsga.BASELINE | {part: True}) for part in amsga.BASELINE),
             *(("none", f"none, learning rate {lr:g}", amsga.BASELINE | {"lr": lr}) for lr in (0.0003, 0.001, 0.003)),
+            *(("none", f"none, theta {t:g}", amsga.BASELINE | {"theta": t}) for t in (1.0, 3.0, 4.0)),
             *(
                 ("rate", f"all, learning rate {lr:g}", {"lr": lr})
                 for lr in (0.0003, 0.001, 0.003)
@@ -227,8 +225,30 @@ TABLES = {
             *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.0003, 0.003)),
             ("norm", "nothing between layers", {"norm": "none"}),
             *(("weight decay", f"weight decay {d:g}", {"weight_decay": d}) for d in (0.01, 0.1)),
-            ("augmentation", "shifts up to 4, mirror images", {"jitter": 4, "flip": True}),
+            ("paper", "rate and decay of D.1", {"lr": 0.0002, "weight_decay": 0.001}),
+            ("augmentation", "images as they are", {"jitter": 0, "flip": False}),
+            *(("dropout", f"dropout {d:g}", {"dropout": d, "head_dropout": d}) for d in (0.1, 0.2)),
+            ("smoothing", "label smoothing 0.1", {"smoothing": 0.1}),
             *(("lambda", f"lambda {v:g}", {"lambda_ff": v}) for v in (0.01, 1.0)),
+        ],
+    ),
+    "dtg-ladder": (
+        dtg_mlp.PRESETS["cifar10"] | {"n_epochs": 20},
+        [
+            ("1", "BatchNorm everywhere, shared", {"norm": "batch", "head": "none", "dynamic": False}),
+            (
+                "1",
+                "BatchNorm everywhere, right and wrong apart",
+                {"norm": "batch-halves", "head": "none", "dynamic": False},
+            ),
+            ("2", "pure FF", {"head": "none", "dynamic": False}),
+            ("3", "DTG-FF, head on the last layer", D3 | {"head": "last"}),
+            ("4", "head on all layers but the last", D3),
+            ("5", "lambda 0.1", D3 | {"lambda_ff": 0.1}),
+            ("6", "LayerNorm before the head", D3 | {"lambda_ff": 0.1, "head_norm": "layer"}),
+            ("7", "BatchNorm before the head", D3 | {"lambda_ff": 0.1, "head_norm": "batch"}),
+            ("detached", "the same, the head hands nothing back", D3 | {"head_norm": "batch", "detach": True}),
+            ("BP", "the same, lambda 0: backpropagation alone", D3 | {"lambda_ff": 0.0, "head_norm": "batch"}),
         ],
     ),
 }
@@ -255,7 +275,7 @@ def ask_amsga(net, data, some, labels, cfg):
 
 def ask_hff(net, data, some, labels, cfg):
     scores, _ = hff.evaluate(net, some, labels, cfg, data.mean_sd)
-    return {"ff": {"acc": scores["acc"], "layer_acc": scores["layer_acc"]}}
+    return {"ff": {"acc": scores["acc"], "votes": scores["votes"], "layer_acc": scores["layer_acc"]}}
 
 
 def ask_dtg(net, data, some, labels, cfg):
@@ -269,6 +289,7 @@ SCRIPTS |= {
     "recurrent-wide": (recurrent, ask_recurrent),
     "recurrent-deep": (recurrent, ask_recurrent),
     "dtg": (dtg_mlp, ask_dtg),
+    "dtg-ladder": (dtg_mlp, ask_dtg),
 }
 SCRIPTS |= {"amsga": (amsga, ask_amsga), "amsga-parts": (amsga, ask_amsga)}
 SCRIPTS |= {"hff": (hff, ask_hff), "hff-cifar10": (hff, ask_hff)}
@@ -302,8 +323,13 @@ def run_variant(settings, cfg, ds, seed, xp=np):
     return line
 
 
+def load(name, options):
+    """The data set of --dataset; auto: the one that the table is about."""
+    return tables.images("cifar10" if options.table in ("hff-cifar10", "dtg", "dtg-ladder") else "mnist")(name, options)
+
+
 def main():
-    tables.run(__doc__, TABLES, run_variant, "ff_mnist", tables.images("mnist"), ("dense", "local"), Config, True)
+    tables.run(__doc__, TABLES, run_variant, "ff_mnist", load, ("dense", "local"), Config, True)
 
 
 if __name__ == "__main__":

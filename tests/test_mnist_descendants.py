@@ -148,8 +148,10 @@ def test_goodness_at_three_scales(D, K_groups):
 @pytest.mark.parametrize("D", [85, 80, 9])
 @pytest.mark.parametrize("local_mean", ["row", "batch"])
 @pytest.mark.parametrize("on", [True, False])
-def test_gradient_at_three_scales(D, local_mean, on):
-    goodness, h, weights = amsga.MultiScale(D, 0.3, local_mean, on), rng.standard_normal((6, D)), rng.standard_normal(6)
+@pytest.mark.parametrize("kind", ["mean", "sum"])
+def test_gradient_at_three_scales(D, local_mean, on, kind):
+    goodness = amsga.MultiScale(D, 0.3, local_mean, on, kind)
+    h, weights = rng.standard_normal((6, D)), rng.standard_normal(6)
     _, cache = goodness.forward(h)
     dh = goodness.backward(weights, cache)
     gradcheck.check(lambda: np.sum(weights * goodness.forward(h)[0]), {"h": h}, {"h": dh})
@@ -174,19 +176,21 @@ def test_what_is_mined(p, band, very_hard, share):
     """Eq. 7-10: all rows in the band, very hard ones above it at a rate, and nothing else unless rows are missing."""
     theta = 2.0
     g = np.concatenate([theta + np.random.default_rng(0).uniform(-band, band, 9000), np.full(4000, theta + 3.0)])
-    taken = amsga.mined(g, theta, p, np.random.default_rng(1))
+    taken, by_rules = amsga.mined(g, theta, p, np.random.default_rng(1))
+    assert by_rules <= len(taken) / len(g) + 1e-9
     assert np.array_equal(taken, np.unique(taken)) and np.isin(np.arange(9000), taken).all()
     assert abs((taken >= 9000).mean() * len(taken) / 4000 - share) < 0.03
     assert len(taken) >= 0.6 * len(g)
     assert np.isclose(amsga.band(p), band)
     if very_hard:  # below what is very hard and outside the band, nothing is
         easy = np.concatenate([g, np.full(2000, theta - band - 0.1)])
-        assert (amsga.mined(easy, theta, p, np.random.default_rng(1)) < len(g)).all()
+        assert (amsga.mined(easy, theta, p, np.random.default_rng(1))[0] < len(g)).all()
 
 
 def test_at_least_three_fifths_are_mined_the_hardest_first():
     g = np.linspace(-9, -5, 50)  # far below theta: nobody is in the band
-    assert np.array_equal(amsga.mined(g, 2.0, 0.1, np.random.default_rng(0)), np.arange(20, 50))
+    taken, by_rules = amsga.mined(g, 2.0, 0.1, np.random.default_rng(0))
+    assert np.array_equal(taken, np.arange(20, 50)) and by_rules == 0
 
 
 def test_thresholds_and_rates():
@@ -234,7 +238,7 @@ def test_negatives_are_wrong_unless_asked_for_otherwise():
         cfg = amsga.Config(sizes="20,15", negatives=negatives, mining=False)
         net = amsga.Net(cfg, 60, 10, np.random.default_rng(1))
         x = rng.random((400, 50)).astype(np.float32)
-        shares.append(amsga.ff_step(net, x, labels, cfg, np.random.default_rng(2), 10, 0.5)[0][4])
+        shares.append(amsga.ff_step(net, x, labels, cfg, np.random.default_rng(2), 10, 0.5)[0][-1])
     assert shares[0] == 0 and 0.05 < shares[1] < 0.15
 
 
@@ -279,6 +283,7 @@ def test_hff_gradient(settings):
     net = hff.Net(cfg, 9, K, np.random.default_rng(0))
     for block in net.blocks:
         double(block.dense), double(block.prototypes).renormalise()
+        block.dense.params["b"] += 0.5  # a row without any activity has no direction
         block.opts = [Reader(layer.params) for layer in (block.dense, block.prototypes)]
     x = rng.standard_normal((5, 9))
     loss = [each for each, *_ in hff.hff_step(net, x, LABELS, cfg, rng)]
@@ -363,13 +368,17 @@ def read_gradients(net):
     net.head_opt = Reader(net.head.params)
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.3])
 @pytest.mark.parametrize("head", ["layers", "last"])
 @pytest.mark.parametrize("head_norm", ["batch", "layer", "none"])
 @pytest.mark.parametrize("norm", ["rms", "none"])
-def test_the_heads_gradient_goes_through_all_layers(head, head_norm, norm):
+def test_the_heads_gradient_goes_through_all_layers(head, head_norm, norm, drop):
     """With the local losses off, all gradients are those of the head's cross-entropy: backpropagation."""
     cfg = dtg.Config(sizes="7,6,5", head=head, head_norm=head_norm, norm=norm, lambda_ff=0.0)
+    cfg = replace(cfg, dropout=drop, head_dropout=drop, smoothing=drop)
     net = dtg_net(cfg)
+    for layer in net.layers:  # a row whose inputs are all dropped would stand on the ReLU's kink
+        layer.params["b"] += 0.3 * np.random.default_rng(4).standard_normal(layer.params["b"].shape)
     read_gradients(net)
     x = rng.standard_normal((5, 12))
 
@@ -439,6 +448,8 @@ def test_the_local_half_is_local_and_the_head_is_not():
         other = dtg_weights(perturbed, local)
         assert all(np.array_equal(plain[i], other[i]) for i in range(perturbed))
         assert not np.array_equal(plain[perturbed], other[perturbed])
+    detached = dtg.Config(detach=True)
+    assert np.array_equal(dtg_weights(None, detached)[0], dtg_weights(1, detached)[0])
     hybrid = dtg.Config()
     assert not np.array_equal(dtg_weights(None, hybrid)[0], dtg_weights(1, hybrid)[0])
     assert np.array_equal(dtg_weights(None, hybrid)[0], dtg_weights(2, hybrid)[0])  # the last layer is not read
@@ -450,12 +461,12 @@ def test_dtg_label_overlay_is_the_plain_input():
     net = dtg_net(cfg)
     x = rng.standard_normal((5, 12))
     codes = 1.5 * np.eye(K)[LABELS]
-    seen = dtg.forward(net, x, np.concatenate([codes, x[:, :K]]), cfg)
+    seen = dtg.forward(net, x, np.concatenate([codes, x[:, :K]]), cfg, np.arange(3, dtype=np.uint32))
     rows = np.concatenate([np.concatenate([codes, x[:, K:]], axis=1), x])
     a = rows @ net.layers[0].params["W"] + net.layers[0].params["b"]
     a1 = normalise(np.maximum(a, 0)) @ net.layers[1].params["W"] + net.layers[1].params["b"]
     assert np.allclose(seen[0][0], a) and np.allclose(seen[1][0], a1[:5])  # rows without a label stop below
-    assert len(dtg.forward(net, x, x[:, :K], cfg, train=False)) == 1
+    assert len(dtg.forward(net, x, x[:, :K], cfg)) == 1
 
 
 def test_a_block_has_one_set_of_parameters():

@@ -84,6 +84,62 @@ def gradient(mode, D, d0, G, g0, Y, y0, n):
         copy(D, d0, G, g0, G, g0, n)
 
 
+def _excess(f, zero, a, b):
+    """ReLU(a + b)."""
+    total = f.fadd(a, b)
+    return _positive(f, zero, total, total)
+
+
+add_excess = _lanewise(lambda f, zero, d, a, b: f.fadd(d, _excess(f, zero, a, b)))
+add_excess_square = _lanewise(
+    lambda f, zero, d, a, b: f.fadd(d, f.fmul(_excess(f, zero, a, b), _excess(f, zero, a, b)))
+)
+
+
+@njit(parallel=True, cache=True)
+def label_goodness(a, U, g):
+    """g[b, k] = mean of ReLU(a[b] + U[k])^2 over all locations and channels: a (B, H, W, C), U (K, C), g (B, K)."""
+    B, H, W, C = a.shape
+    K = len(U)
+    for b in prange(B):
+        sums, lanes = aligned(K * C), aligned(LANES)
+        sums[:] = 0
+        for i in range(H * W):
+            for k in range(K):
+                add_excess_square(sums, k * C, a, (b * H * W + i) * C, U, k * C, C)
+        for k in range(K):
+            g[b, k] = _sum(sums[k * C : (k + 1) * C], C, lanes) / np.float32(H * W * C)
+
+
+@njit(parallel=True, cache=True)
+def label_error(a, U, f, da, dU):
+    """da = sum over k of f[b, k] ReLU(a + U[k]), dU[b, k] = f[b, k] times its sum over locations.
+
+    a and da (B, H, W, C), U (K, C), f (B, K), dU (B, K, C).
+    """
+    B, H, W, C = a.shape
+    K = len(U)
+    for b in prange(B):
+        sums, one = aligned(K * C), aligned(C)
+        sums[:] = 0
+        for i in range(H * W):
+            at = (b * H * W + i) * C
+            for c in range(C):
+                one[c] = 0
+            copy(da, at, one, 0, one, 0, C)
+            for k in range(K):
+                if f[b, k] != 0:
+                    one[:] = 0
+                    add_excess(one, 0, a, at, U, k * C, C)
+                    add(sums, k * C, one, 0, one, 0, C)
+                    for c in range(C):
+                        one[c] *= f[b, k]
+                    add(da, at, one, 0, one, 0, C)
+        for k in range(K):
+            for c in range(C):
+                dU[b, k, c] = f[b, k] * sums[k * C + c]
+
+
 @njit(parallel=True, cache=True)
 def part_moments(z, squares, means):
     """Mean of z^2 and mean of z over each of h x w parts: z (B, H, W, C) -> squares and means (B, h, w, C)."""

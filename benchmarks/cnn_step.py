@@ -29,19 +29,19 @@ spec.loader.exec_module(cnn)
 
 
 class Theirs:
-    """The network of ours in PyTorch."""
+    """The network of ours, before it has been moved anywhere, in PyTorch."""
 
-    def __init__(self, net, cfg, layout, torch):
-        self.torch, self.cfg, self.layout = torch, cfg, layout
+    def __init__(self, net, cfg, layout, torch, device="cpu"):
+        self.torch, self.cfg, self.layout, self.device = torch, cfg, layout, device
         self.blocks, self.opts = [], []
         for block in net.blocks:
             W = torch.from_numpy(block.conv.params["W"].transpose(3, 2, 0, 1).copy()).contiguous(memory_format=layout)
             part = {"W": W, "b": torch.from_numpy(block.conv.params["b"].copy()), "alpha": torch.zeros(())}
-            part = {k: p.requires_grad_() for k, p in part.items()}
-            fixed = [torch.from_numpy(block.projection.state[k].copy()) for k in "Rb"]
+            part = {k: p.to(device).requires_grad_() for k, p in part.items()}
+            fixed = [torch.from_numpy(block.projection.state[k].copy()).to(device) for k in "Rb"]
             self.blocks.append((part, *fixed, block.parts.h, block.hand_on.pool))
         D, K = net.head.params["W"].shape
-        self.norm, self.linear = torch.nn.BatchNorm1d(D), torch.nn.Linear(D, K)
+        self.norm, self.linear = torch.nn.BatchNorm1d(D).to(device), torch.nn.Linear(D, K).to(device)
         with torch.no_grad():
             self.linear.weight.copy_(torch.from_numpy(net.head.params["W"].T.copy()))
             self.linear.bias.zero_()
@@ -54,7 +54,7 @@ class Theirs:
         self.opts = [torch.optim.AdamW(g, lr=cfg.lr, weight_decay=0.0, fused=True) for g in groups]
 
     def images(self, x):
-        return self.torch.from_numpy(x.transpose(0, 3, 1, 2)).contiguous(memory_format=self.layout)
+        return self.torch.from_numpy(x.transpose(0, 3, 1, 2)).contiguous(memory_format=self.layout).to(self.device)
 
     def step(self, x, labels):
         F, cfg, losses, features = self.torch.nn.functional, self.cfg, [], []
@@ -67,7 +67,7 @@ class Theirs:
                 loss = F.cross_entropy(psi, labels)
                 loss.backward()
                 self.update(group, opt)
-                losses.append(float(loss.detach()))
+                losses.append(loss.detach())
                 z = z.detach()
             features.append(z.mean(dim=(2, 3)))
             h = F.avg_pool2d(z, pool) if pool > 1 else z
@@ -78,7 +78,7 @@ class Theirs:
         loss.backward()
         for group, opt in zip(self.groups[-1:] if local else self.groups, self.opts[-1:] if local else self.opts):  # noqa: B905
             self.update(group, opt)
-        return [*losses, float(loss.detach())]
+        return [*losses, loss.detach()]
 
     def update(self, group, opt):
         self.torch.nn.utils.clip_grad_norm_(group, self.cfg.clip)
@@ -134,7 +134,7 @@ def main():
         for _ in range(2):
             losses = cnn.STEPS[credit](net, x, labels, quiet, rng)
             for name, twin in twins:
-                found = twin.step(twin.images(x), torch.from_numpy(labels))
+                found = [float(loss) for loss in twin.step(twin.images(x), torch.from_numpy(labels))]
                 mine = losses if credit == "local" else losses[-1:]
                 assert np.allclose(mine, found, rtol=2e-3), f"losses of PyTorch, {name}: {found}, ours {mine}"
         for block in net.blocks:

@@ -1,7 +1,7 @@
 """The GPU path: right first, then fast. Kernels against float64, and steps against PyTorch on the same GPU.
 
     parity       convolution and what blocks measure and hand on, norm by norm: 1e-5 in float32, 1e-3 with TF32
-    ff_cnn       a training step of VGG8, DTG-FF and backpropagation, as ff_cnn/train.py --device cuda takes it (recorded
+    ff_cnn       a training step of VGG8, DTG-FF and backpropagation, as ff_cnn/train.py on CUDA takes it (recorded
                  once, then replayed), against the same in PyTorch (eager, TF32, the faster of both memory layouts)
     ff_mnist     an epoch of 4 x 2000 units, as ff_mnist/train.py --device cuda takes it
 

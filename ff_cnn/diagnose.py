@@ -1,0 +1,126 @@
+"""What the blocks of a trained ff_cnn network say about the class: information, agreement, temperatures.
+
+Idea
+    A block's goodness as one number says little; the same goodness by channel and part says a lot, and the blocks do
+    not all say the same. That is why a block is read by a vector and answers are summed. (DTG-FF, arXiv 2606.06539,
+    section 3.1 and App. C)
+
+Symbols, of each block, on the test images
+    g     (N,)        scalar goodness, the mean of z^2 over the block
+    u     (N, n n O)  goodness by part and channel
+    f     (N, O)      mean of z over the map (GAP)
+    I(g; Y)           in bits: by histograms of 50, 100, 200 and 500 bins, and by nearest neighbours (k = 4), which
+                      needs scikit-learn (--no-ksg does without)
+    I(u; Y), I(f; Y)  lower bounds: Fano's inequality on the error of a linear probe
+    any block right   accuracy of an oracle that knows which block to ask
+
+Run
+    python ff_cnn/diagnose.py runs/ff_cnn/RUN           a finished run, with its checkpoint
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import cli, record, runs  # before NumPy, see common/__init__.py
+
+# isort: split
+import numpy as np
+import train
+
+from common.evaluate import accuracy, in_batches
+from common.information import fano, histogram, ksg, probe_error
+
+BINS = (50, 100, 200, 500)
+# App. C.3, Figure 2 and C.3's text: VGG8 at width 1, 400 epochs, 91.33 %.
+PAPER = {
+    "ksg": [0.20, 0.30, 0.28, 0.31, 0.27, 0.16, 0.16],  # mean 0.24 in the table, 0.20 in the text
+    "vector": [1.15, 1.74, 1.92, 2.26, 2.39, 2.46, 2.50],
+    "gap": [0.50, 1.17, 1.82, 2.17, 2.33, 2.42, 2.52],
+    "layer_acc": [0.435, 0.776, 0.851, 0.887, 0.912, 0.913, 0.910],
+    "disagreement": 0.251,
+    "any_acc": 0.969,
+}
+
+
+def load(folder, data_dir, threads=0):
+    """A run folder -> its settings, data and trained network. Raises UsageError, RecordError, DataError."""
+    lines = record.read(folder)
+    if "backbone" not in lines[0].get("config", {}) or "credit" not in lines[0]["config"]:
+        raise cli.UsageError(f"{folder} is no run of ff_cnn/train.py")
+    cfg = train.Config(**lines[0]["config"])
+    ds = runs.images("cifar10")(lines[0]["dataset"]["name"], cfg, argparse.Namespace(data_dir=data_dir))
+    if ds.sha256 != lines[0]["dataset"]["sha256"]:
+        raise cli.UsageError(f"{folder} was trained on other data: {ds.source} is not what its record names")
+    data = train.Split(ds, cfg)
+    net = train.Net(cfg, data.shape, data.n_classes, np.random.default_rng([cfg.seed, 0]))
+    found, _ = record.load_arrays(Path(folder) / "checkpoint.npz")
+    record.restore("net", *net.layers, found)
+    return cfg, data, net
+
+
+def measured(net, x):
+    """x (N, H, W, C) -> per block g (N,), u (N, n n O), f (N, O), psi (N, K)."""
+    found = [([], [], [], []) for _ in net.blocks]
+    for rows in in_batches(len(x), 250):
+        h = net.inputs(x[rows])
+        for block, lists in zip(net.blocks, found, strict=True):
+            z, _ = block.conv.forward(h, train=False)
+            psi, f, _ = block.read(z, train=False)
+            (u, _), _ = block.parts.forward(z)
+            for values, each in zip(lists, ((z * z).mean(axis=(1, 2, 3)), u.reshape(len(u), -1), f, psi), strict=True):
+                values.append(each)
+            h, _ = block.hand_on.forward(z, train=False)
+    return [tuple(np.concatenate(values) for values in lists) for lists in found]
+
+
+def diagnose(net, images, labels, data, neighbours=True):
+    """uint8 images (N, H, W, C), labels (N,) -> everything above, as a dict of lists over blocks."""
+    K = data.n_classes
+    blocks = measured(net, data.floats(images))
+    answers = np.stack([psi.argmax(axis=1) for *_, psi in blocks])
+    line = {
+        "dim": [u.shape[1] for _, u, _, _ in blocks],
+        "histogram": {bins: [histogram(g, labels, bins) for g, *_ in blocks] for bins in BINS},
+        "vector": [fano(probe_error(u, labels, K), K) for _, u, _, _ in blocks],
+        "gap": [fano(probe_error(f, labels, K), K) for _, _, f, _ in blocks],
+        "layer_acc": [accuracy(a, labels) for a in answers],
+        "sum_acc": accuracy(sum(psi for *_, psi in blocks).argmax(axis=1), labels),
+        "any_acc": float((answers == labels).any(axis=0).mean()),
+        "disagreement": [[float((a != b).mean()) for b in answers] for a in answers],
+        "T": [block.T for block in net.blocks],
+    }
+    if neighbours:
+        line["ksg"] = [ksg(g, labels) for g, *_ in blocks]
+    return line
+
+
+def main():
+    parser = cli._Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="a run folder, with record.jsonl and checkpoint.npz")
+    parser.add_argument("--data-dir", metavar="DIR", help="archives you already have (also: environment FF_DATA)")
+    parser.add_argument("--images", type=int, default=0, metavar="int", help="test images (default: all)")
+    parser.add_argument("--threads", type=int, default=0, metavar="int", help="processor threads (default: all)")
+    parser.add_argument("--ksg", action=argparse.BooleanOptionalAction, default=True, help="estimates by neighbours")
+    options = parser.parse_args()
+    cli.set_threads(options.threads)
+    cfg, data, net = load(options.run, options.data_dir)
+    images, labels = (part[: options.images or None] for part in data.test)
+    found = diagnose(net, images, labels, data, options.ksg)
+    path = Path(options.run) / "diagnosis.json"
+    path.write_text(json.dumps({"config": vars(cfg), "images": len(labels)} | found, indent=1), encoding="utf-8")
+    print("block   dim  I(g;Y) 50..500 bins           ksg  I(u;Y)>=  I(GAP;Y)>=  alone %     T")
+    for i, dim in enumerate(found["dim"]):
+        bins = " ".join(f"{found['histogram'][b][i]:5.2f}" for b in BINS)
+        neighbours = f"{found['ksg'][i]:5.2f}" if "ksg" in found else "    –"
+        print(f"{i:5d} {dim:5d}  {bins}      {neighbours} {found['vector'][i]:9.2f} {found['gap'][i]:11.2f}"
+              f" {100 * found['layer_acc'][i]:8.1f} {found['T'][i]:5.2f}")  # fmt: skip
+    apart = np.array(found["disagreement"])[~np.eye(len(found["dim"]), dtype=bool)]
+    print(f"sum {100 * found['sum_acc']:.1f} %, any block right {100 * found['any_acc']:.1f} %, "
+          f"two blocks differ on {100 * apart.mean() if len(apart) else 0:.1f} %   -> {path}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.run(main)

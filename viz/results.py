@@ -188,9 +188,8 @@ def effects(all_runs):
 
     Where the first layer has no vote, what it would say alone is a column too.
     """
-    rows, sources = [], []
-    for (run,) in all_runs:
-        scores = {}  # variant -> net -> seed -> percent
+    scores, sources = {}, []  # variant -> net -> seed -> percent, of all runs: a later one may add to the table
+    for (run,) in sorted(all_runs, key=lambda runs: runs[0][0].get("config", {}).get("only", "")):
         variants = [line for line in run if "variant" in line]
         silent = any(line["config"].get("skip_first") for line in variants)
         for line in variants:
@@ -205,18 +204,18 @@ def effects(all_runs):
                 for i, alone in enumerate(line["ff"]["layer_acc"]):
                     of_net = scores.setdefault(("vote", f"layer {i} alone"), {}).setdefault("ff", {})
                     of_net[line["seed"]] = 100 * alone
-        reference = scores["reference", "reference"]
-        order = list(dict.fromkeys(group for group, _ in scores))  # a group's lines stand together
-        for (group, name), own in sorted(scores.items(), key=lambda item: order.index(item[0][0])):
-            row = [group, name] if group != name else ["", name]
-            for net in reference:
-                of_net = own.get(net, {})
-                effect = [of_net[seed] - reference[net][seed] for seed in of_net]
-                row += ["–" if name == "reference" else spread(effect, sign=True), spread(of_net.values())]
-            rows.append([*row, max(len(of_net) for of_net in own.values())])
         sources.append(source(run))
-    if not rows:
+    if not scores:
         return "No results yet."
+    rows, reference = [], scores["reference", "reference"]
+    order = list(dict.fromkeys(group for group, _ in scores))  # a group's lines stand together
+    for (group, name), own in sorted(scores.items(), key=lambda item: order.index(item[0][0])):
+        row = [group, name] if group != name else ["", name]
+        for net in reference:
+            of_net = own.get(net, {})
+            effect = [of_net[seed] - reference[net][seed] for seed in of_net]
+            row += ["–" if name == "reference" else spread(effect, sign=True), spread(of_net.values())]
+        rows.append([*row, max(len(of_net) for of_net in own.values())])
     columns = [f"{NETS[net]} {what}" for net in reference for what in ("effect, points", "validation accuracy, %")]
     return markdown(["Group", "What changes", *columns, "n"], rows) + "\n\n" + "; ".join(sources)
 

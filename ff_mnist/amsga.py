@@ -32,7 +32,7 @@ Run
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -298,7 +298,8 @@ def evaluate(net, images, labels, cfg, n_classes):
     g = goodness_of_labels(net, pixels(images)[:, n_classes:], cfg, n_classes)
     labels = host(labels)
     layer_acc = [accuracy(layer.argmax(axis=1), labels) for layer in g]
-    return {"acc": accuracy(vote(g, cfg), labels), "layer_acc": layer_acc}, g
+    votes = {kind: accuracy(vote(g, replace(cfg, vote=kind)), labels) for kind in CHOICES["vote"]}
+    return {"acc": votes[cfg.vote], "votes": votes, "layer_acc": layer_acc}, g
 
 
 def snapshot(folder, epoch, net, data, g, labels, cfg):

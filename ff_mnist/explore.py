@@ -12,9 +12,12 @@ image is ever looked at. Everything is run by the scripts' own functions.
     local           learning rate of unsupervised.py --local
     recurrent       learning rate and sizes of recurrent.py --blind; -wide: wider, longer, and not blind; -deep: deeper
     amsga           what AMSGA's paper leaves open: normalisation, learning rate, threshold, readings of its text
+    amsga-paper     its paper's recipe, full batch, and its baseline: what is handed on; a case for --device cuda
+    amsga-fashion   the same on Fashion-MNIST
     amsga-parts     all four parts of amsga.py, each left out, each alone, none
     hff             scale, margin, prototypes and votes of hff.py; hff-cifar10: the same on CIFAR-10
-    dtg             learning rates, decay, dropout of dtg_mlp.py; dtg-ladder: its paper's ablation (both on CIFAR-10)
+    dtg             learning rates, decay, dropout of dtg_mlp.py; dtg-long: those that need a whole run to tell;
+                    dtg-ladder: its paper's ablation (all on CIFAR-10)
 
 Run
     python ff_mnist/explore.py --table normalisation --seeds 0-2
@@ -62,6 +65,21 @@ HFF = [
     *(("weight decay", f"weight decay {d:g}", {"weight_decay": d}) for d in (0.01, 0.1)),
     *(("shifts", f"shifts up to {n}", {"jitter": n}) for n in (1, 2)),
 ]
+
+
+def full_batch(preset, baseline):
+    """What the paper does not say, in a whole run of its recipe, and of its baseline's: settings, lines of variants."""
+    readings = [
+        ("handed on as it is", {"norm": "none"}),
+        ("mean square 1", {"norm": "rms"}),
+        ("length 1", {"norm": "length"}),
+        ("handed on as it is, sum of squares", {"norm": "none", "goodness": "sum"}),
+    ]
+    own = [("all parts", f"all parts, {name}", settings) for name, settings in readings]
+    off = amsga.PRESETS[baseline]
+    return amsga.PRESETS[preset], own + [("none", f"baseline, {name}", off | settings) for name, settings in readings]
+
+
 PURE = {"head": "none", "dynamic": False}
 D3 = {"head": "layers", "head_norm": "none", "lambda_ff": 1.0}  # App. D.3, as far as it says; row by row below
 TABLES = {
@@ -201,6 +219,8 @@ TABLES = {
             *(("clipping", f"norm {c:g}", {"clip": c}) for c in (0.03, 1e9)),
         ],
     ),
+    "amsga-paper": full_batch("paper", "baseline"),
+    "amsga-fashion": full_batch("paper-fashion", "baseline-fashion"),
     "amsga-parts": (
         {"n_epochs": 30},
         [
@@ -230,6 +250,18 @@ TABLES = {
             *(("dropout", f"dropout {d:g}", {"dropout": d, "head_dropout": d}) for d in (0.1, 0.2)),
             ("smoothing", "label smoothing 0.1", {"smoothing": 0.1}),
             *(("lambda", f"lambda {v:g}", {"lambda_ff": v}) for v in (0.01, 1.0)),
+        ],
+    ),
+    "dtg-long": (
+        dtg_mlp.PRESETS["cifar10"],
+        [
+            ("reference", "reference", {}),
+            *(("dropout", f"dropout {d:g}", {"dropout": d, "head_dropout": d}) for d in (0.1, 0.2, 0.3)),
+            ("smoothing", "label smoothing 0.1", {"smoothing": 0.1}),
+            ("both", "dropout 0.2, label smoothing 0.1", {"dropout": 0.2, "head_dropout": 0.2, "smoothing": 0.1}),
+            ("paper", "rate and decay of D.1", {"lr": 0.0002, "weight_decay": 0.001}),
+            ("learning rate", "learning rate 0.0003", {"lr": 0.0003}),
+            ("BP", "lambda 0: backpropagation alone", {"lambda_ff": 0.0}),
         ],
     ),
     "dtg-ladder": (
@@ -270,7 +302,7 @@ def ask_unsupervised(net, data, some, labels, cfg):
 
 def ask_amsga(net, data, some, labels, cfg):
     scores, _ = amsga.evaluate(net, some, labels, cfg, data.n_classes)
-    return {"ff": {"acc": scores["acc"], "layer_acc": scores["layer_acc"]}}
+    return {"ff": {"acc": scores["acc"], "votes": scores["votes"], "layer_acc": scores["layer_acc"]}}
 
 
 def ask_hff(net, data, some, labels, cfg):
@@ -289,9 +321,10 @@ SCRIPTS |= {
     "recurrent-wide": (recurrent, ask_recurrent),
     "recurrent-deep": (recurrent, ask_recurrent),
     "dtg": (dtg_mlp, ask_dtg),
+    "dtg-long": (dtg_mlp, ask_dtg),
     "dtg-ladder": (dtg_mlp, ask_dtg),
 }
-SCRIPTS |= {"amsga": (amsga, ask_amsga), "amsga-parts": (amsga, ask_amsga)}
+SCRIPTS |= {name: (amsga, ask_amsga) for name in ("amsga", "amsga-paper", "amsga-fashion", "amsga-parts")}
 SCRIPTS |= {"hff": (hff, ask_hff), "hff-cifar10": (hff, ask_hff)}
 
 
@@ -325,7 +358,9 @@ def run_variant(settings, cfg, ds, seed, xp=np):
 
 def load(name, options):
     """The data set of --dataset; auto: the one that the table is about."""
-    return tables.images("cifar10" if options.table in ("hff-cifar10", "dtg", "dtg-ladder") else "mnist")(name, options)
+    cifar10 = ("hff-cifar10", "dtg", "dtg-long", "dtg-ladder")
+    auto = {"amsga-fashion": "fashion-mnist"} | dict.fromkeys(cifar10, "cifar10")
+    return tables.images(auto.get(options.table, "mnist"))(name, options)
 
 
 def main():

@@ -166,7 +166,7 @@ __device__ float ff_row(const float* z, const int H, const int W, const int C, c
     const int ox = blockIdx.x % OW, oy = blockIdx.x / OW % OH, b = blockIdx.x / (OW * OH);
     float sum = 0;
     for (int c = threadIdx.x; c < C; c += 256) {
-        float value = kind == 2 ? -INFINITY : 0;
+        float value = kind == 2 ? z[(((size_t)b * H + oy * side) * W + ox * side) * C + c] : 0;
         for (int y = oy * side; y < (oy + 1) * side; ++y)
             for (int x = ox * side; x < (ox + 1) * side; ++x) {
                 const float each = z[(((size_t)b * H + y) * W + x) * C + c];

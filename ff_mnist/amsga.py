@@ -66,9 +66,9 @@ class Config:
     local_mean: str = "row"  # eq. 2: a mean over each row, or over the batch as well
     mining_layer: str = "mean"  # whose goodness says which wrong labels are hard: mean (of all layers), first or last
     negatives: str = "uniform"  # wrong labels: uniform, or shuffle (the batch's labels: a tenth of them are right)
-    norm: str = "rms"  # what a layer sees: rms (mean square 1), length (sum of squares 1) or none
+    norm: str = "none"  # what a layer sees: activity as it is (none), rms (mean square 1) or length (sum of squares 1)
     vote: str = "all"  # layers that vote: all, or upper (all but the first)
-    lr: float = 0.001  # learning rate (Adam)
+    lr: float = 0.03  # learning rate (Adam)
     clip: float = 0.3  # largest norm of a layer's gradient
     batch_size: int = 500  # images per step (0: all of them, the paper's full batch)
     train_subset: int = 0  # training images, drawn by the seed (0: all that are not held out)
@@ -78,7 +78,7 @@ class Config:
 
 
 BASELINE = {"scales": False, "mining": False, "adapt": False, "anneal": False}
-FULL = {"batch_size": 0, "norm": "none", "snapshot_every": 100}
+FULL = {"batch_size": 0, "snapshot_every": 100}
 PRESETS = {  # the paper's, full batch
     "paper": FULL | {"n_epochs": 1500, "lr": 0.04},
     "paper-fashion": FULL | {"n_epochs": 2500, "lr": 0.05, "theta": 2.5, "sizes": "700,700,600"},

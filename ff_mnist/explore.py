@@ -205,11 +205,11 @@ TABLES = {
             ("reference", "reference", {}),
             *(
                 (f"norm {norm}", f"{norm}, learning rate {lr:g}", {"norm": norm, "lr": lr})
-                for norm in ("rms", "length", "none")
-                for lr in (0.0003, 0.001, 0.003, 0.01, 0.03)
-                if (norm, lr) != ("rms", amsga.Config.lr)
+                for norm in ("none", "rms", "length")
+                for lr in (0.001, 0.003, 0.01, 0.03, 0.1)
+                if (norm, lr) != ("none", amsga.Config.lr)
             ),
-            *(("threshold", f"theta {t:g}", {"theta": t}) for t in (0.5, 1.0, 4.0)),
+            *(("threshold", f"theta {t:g}", {"theta": t}) for t in (0.5, 1.0, 4.0, 8.0)),
             ("vote", "all but the first layer", {"vote": "upper"}),
             *(("mining", f"by the {who} layer", {"mining_layer": who}) for who in ("first", "last")),
             ("depth", "l/L of the algorithm", {"depth": "algorithm"}),

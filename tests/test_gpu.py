@@ -119,11 +119,13 @@ def test_descendants_are_the_same_on_every_device(name, settings):
 
 
 @pytest.mark.parametrize("name", ["stand-in", "CuPy"])
-def test_backpropagation_is_the_same_on_every_device(name):
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_backpropagation_is_the_same_on_every_device(name, optimiser):
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8), rng.integers(0, 10, 60).astype(np.uint8)
     ds = SimpleNamespace(x_train=x, y_train=y, x_test=x, y_test=y, class_names=list("0123456789"), name="noise")
-    cfg = backprop.Config(sizes="40,30", batch_size=10, validation=10, n_epochs=2)
+    lr = {"sgd": 0.01, "adam": 0.0003}[optimiser]
+    cfg = backprop.Config(sizes="40,30", batch_size=10, validation=10, n_epochs=2, optimiser=optimiser, lr=lr)
     found = []
     for xp in (np, other_module(name)):
         data, (layers, opts) = Split(ds, cfg), backprop.build(cfg, 64, 10, np.random.default_rng(1))
@@ -135,7 +137,9 @@ def test_backpropagation_is_the_same_on_every_device(name):
         found.append((losses, [arrays.host(layer.params["W"]) for layer in layers]))
     assert np.allclose(*(losses for losses, _ in found), rtol=1e-4)
     differences = [far(a, b) for a, b in zip(found[1][1], found[0][1], strict=True)]
-    assert max(differences) < 1e-4, differences
+    # Adam divides by the gradient's size, so what rounding adds to one near zero counts in full, and the last layer's
+    # weights are nothing but such steps (they start at 0): on an H200, 5e-7, 2e-7 and 1.1e-4.
+    assert max(differences[:-1]) < 1e-4 and differences[-1] < (1e-3 if optimiser == "adam" else 1e-4), differences
 
 
 CNN = {

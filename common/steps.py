@@ -9,7 +9,7 @@ in which the plain loop draws them) therefore goes up once an epoch, and the gra
 import numpy as np
 
 from common import cli
-from common.arrays import namespace
+from common.arrays import host, namespace
 
 
 class Steps:
@@ -20,6 +20,8 @@ class Steps:
 
     def __call__(self, step, opts, rng, label, *inputs):
         """[step(rng, *each) for each in zip(*inputs)]: what every step returns, a list of tuples of arrays and numbers.
+
+        A GPU's numbers come back at the end of the epoch, all together: each one that is asked for alone makes it wait.
 
         inputs: lists of NumPy arrays or numbers, all steps' alike but for a smaller last batch. opts: every optimiser
         that a step uses. label: of the progress bar. On a GPU step must not wait for it, and draws the same kinds of
@@ -38,7 +40,7 @@ class Steps:
             found = self._replay(xp, step, opts, rng, every[:n], label)
             for opt, t in zip(opts, taken, strict=True):
                 opt.t = t + n
-            found += [step(rng, *each) for each in every[n:]]
+            found += [_filled(self.form, map(host, _arrays(step(rng, *each)))) for each in every[n:]]
             self.stream.synchronize()
         return found
 
@@ -61,7 +63,8 @@ class Steps:
             with xp.cuda.using_allocator(self.pool.malloc):  # a pool of its own: what a graph writes to stays its own
                 found.append(step(noted, *every[0]))
             first, self.calls, self.form = 1, noted.calls, found[0]
-            self.results = [xp.empty((len(every), *each.shape), each.dtype) for each in _arrays(found[0])]
+            found[0] = _filled(self.form, map(host, _arrays(self.form)))
+            self.results = [xp.empty((len(every), *each.shape), each.dtype) for each in _arrays(self.form)]
         sent = [[*each, *(getattr(rng, name)(*a, **k) for name, a, k in self.calls)] for each in every[first:]]
         sent = [np.stack(each) for each in zip(*sent, strict=True)]
         sent = [each.astype(np.float32) if each.ndim == 1 else each for each in sent]  # numbers
@@ -84,7 +87,7 @@ class Steps:
                     self.graph = self.stream.end_capture()
         for _ in cli.progress(range(len(every) - launched), label):
             self.graph.launch(self.stream)
-        kept = [each.copy() for each in self.results]
+        kept = [host(each) for each in self.results]
         return found + [_filled(self.form, iter([each[i] for each in kept])) for i in range(first, len(every))]
 
 

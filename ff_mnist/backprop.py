@@ -54,13 +54,17 @@ class Config:
 CHOICES = {"optimiser": ("adam", "sgd"), "schedule": tuple(SCHEDULES)}
 
 
-def build(cfg, n_inputs, n_classes, rng):
-    """Hidden layers and softmax -> layers, their optimisers."""
-    sizes = [n_inputs, *runs.numbers(cfg.sizes)]
-    layers = [Dense(n, m, rng) for n, m in zip(sizes, sizes[1:], strict=False)]
-    layers.append(Dense(sizes[-1], n_classes, rng, relu=False, gain=0.0))
-    make = Adam if cfg.optimiser == "adam" else SGD
-    return layers, [make(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in layers]
+class Net:
+    """Hidden layers and softmax, and an optimiser for each."""
+
+    def __init__(self, cfg, n_inputs, n_classes, rng):
+        sizes = [n_inputs, *runs.numbers(cfg.sizes)]
+        self.layers = [Dense(n, m, rng) for n, m in zip(sizes, sizes[1:], strict=False)]
+        self.layers.append(Dense(sizes[-1], n_classes, rng, relu=False, gain=0.0))
+        make = Adam if cfg.optimiser == "adam" else SGD
+        self.opts = [make(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in self.layers]
+        self.parts = {"layers": (self.layers, self.opts)}  # what lives between steps
+        self.steps = Steps()
 
 
 def bp_step(layers, opts, x, labels):
@@ -104,7 +108,7 @@ def check(cfg, ds):
     runs.positive(cfg, "lr")
 
 
-def train_epoch(layers, opts, steps, data, rng, cfg, epoch):
+def train_epoch(net, data, rng, cfg, epoch):
     """One pass over the training images -> its mean loss and its seconds."""
     n = len(data.train[0])
     order, start = rng.permutation(n), time.perf_counter()
@@ -113,12 +117,12 @@ def train_epoch(layers, opts, steps, data, rng, cfg, epoch):
     factors = [SCHEDULES[cfg.schedule](first + i, total) for i in range(len(batches))]
 
     def step(rng, rows, factor):
-        for opt in opts:
+        for opt in net.opts:
             opt.lr = cfg.lr * factor
         x, labels = data.batch(rows, cfg.jitter, rng, cfg.flip)
-        return bp_step(layers, opts, inputs(x, data, cfg), labels)
+        return bp_step(net.layers, net.opts, inputs(x, data, cfg), labels)
 
-    losses = steps(step, opts, rng, f"{epoch}/{cfg.n_epochs}", batches, factors)
+    losses = net.steps(step, net.opts, rng, f"{epoch}/{cfg.n_epochs}", batches, factors)
     return {"loss": host(namespace(losses[0]).stack(losses)).mean(), "seconds": time.perf_counter() - start}
 
 
@@ -128,16 +132,14 @@ def run(cfg, options, threads):
         compilation.announce("dense")
     this = runs.open_run(cfg, options, threads, "ff_mnist_backprop", runs.images("mnist"), check, Split)
     cfg, data = this.cfg, this.split
-    steps = Steps()
-    layers, opts = build(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
-    rng = np.random.default_rng([cfg.seed, 3])
-    saved = {"layers": (layers, opts)}
+    net = Net(cfg, data.size, data.n_classes, np.random.default_rng([cfg.seed, 0]))
+    saved, rng = net.parts, np.random.default_rng([cfg.seed, 3])
     this.restore(saved, {"rng": rng})
     clock = runs.Clock(this.done, cfg.n_epochs)
     for epoch in range(this.done + 1, cfg.n_epochs + 1):
-        log = train_epoch(layers, opts, steps, data, rng, cfg, epoch)
+        log = train_epoch(net, data, rng, cfg, epoch)
         for key, (images, labels) in data.parts("train", "val").items():
-            some = predict(layers, images[: cfg.eval_subset], data, cfg)
+            some = predict(net.layers, images[: cfg.eval_subset], data, cfg)
             log[key] = {"acc": accuracy(some, labels[: cfg.eval_subset])}
         record.append(this.folder, {"epoch": epoch} | log)
         this.checkpoint(epoch, saved, {"rng": rng})
@@ -145,10 +147,10 @@ def run(cfg, options, threads):
 
     final = {}
     for key, (images, labels) in data.parts("test", "val").items():
-        final[key] = {"acc": accuracy(predict(layers, images, data, cfg), labels)}
-    record.append(this.folder, {"final": final | runs.cost(clock, layers)})
+        final[key] = {"acc": accuracy(predict(net.layers, images, data, cfg), labels)}
+    record.append(this.folder, {"final": final | runs.cost(clock, net.layers)})
     print(f"test error {100 * (1 - final['test']['acc']):.2f} %")
-    this.finish(options, layers, "viz/ff_mnist.py")
+    this.finish(options, net.layers, "viz/ff_mnist.py")
     return final
 
 

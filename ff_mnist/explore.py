@@ -15,7 +15,10 @@ image is ever looked at. Everything is run by the scripts' own functions.
     amsga-paper     its paper's recipe, full batch, and its baseline: what is handed on; a case for --device cuda
     amsga-fashion   the same on Fashion-MNIST
     amsga-parts     all four parts of amsga.py, each left out, each alone, none
-    hff             scale, margin, prototypes and votes of hff.py; hff-cifar10: the same on CIFAR-10
+    hff             scale, margin, prototypes and votes of hff.py; hff-cifar10: the same on CIFAR-10; hff-long: what
+                    needs a whole run to tell
+    rates-of-all    the learning rate of every script on one network and budget, for the table that compares them: asked
+                    with --dataset mnist, fashion-mnist or cifar10
     dtg             learning rates, decay, dropout of dtg_mlp.py; dtg-long: those that need a whole run to tell;
                     dtg-ladder: its paper's ablation (all on CIFAR-10)
 
@@ -33,6 +36,7 @@ from common import cli, runs, tables  # before NumPy, see common/__init__.py
 
 # isort: split
 import amsga
+import backprop
 import dtg_mlp
 import hff
 import numpy as np
@@ -40,6 +44,7 @@ import recurrent
 import train
 import unsupervised
 
+from common.arrays import host
 from common.evaluate import accuracy
 from common.split import Split
 
@@ -57,7 +62,7 @@ RATES = (0.002, 0.001, 0.0005)
 LOGGED = ("loss", "silent", "mined", "by_the_rules", "false_negatives", "temperature", "theta", "head_loss")
 HFF = [
     ("reference", "reference", {}),
-    *(("scale", f"scale {s:g}", {"scale": s}) for s in (5.0, 20.0, 40.0)),
+    *(("scale", f"scale {s:g}", {"scale": s}) for s in (5.0, 10.0, 20.0, 80.0)),
     *(("margin", f"margin {m:g}", {"margin": m}) for m in (0.1, 0.3)),
     *(("prototypes", f"{n} for each class", {"per_class": n}) for n in (2, 5)),
     *(("learning rate", f"learning rate {lr:g}", {"lr": lr}) for lr in (0.0003, 0.003)),
@@ -237,7 +242,47 @@ TABLES = {
         ],
     ),
     "hff": ({"n_epochs": 10}, HFF),
+    "hff-long": (
+        {"n_epochs": 60, "jitter": 1},
+        [
+            ("reference", "reference", {}),
+            *(("shifts", f"shifts up to {n}", {"jitter": n}) for n in (0, 2)),
+            *(("scale", f"scale {s:g}", {"scale": s}) for s in (20.0, 80.0)),
+            ("prototypes", "2 for each class", {"per_class": 2}),
+            ("weight decay", "weight decay 0.1", {"weight_decay": 0.1}),
+            ("dropout", "dropout 0.2", {"dropout": 0.2}),
+            ("sizes", "units 2000,2000,2000", {"sizes": "2000,2000,2000"}),
+        ],
+    ),
     "hff-cifar10": (hff.PRESETS["cifar10"] | {"n_epochs": 10, "sizes": "1000,1000,1000"}, HFF),
+    "rates-of-all": (
+        {"n_epochs": 20},
+        [
+            (
+                name,
+                f"{name}, learning rate {lr:g}",
+                {"script": script, "sizes": "1000,1000" if script == "recurrent" else "1000,1000,1000", "lr": lr}
+                | settings,
+            )
+            for name, script, settings, rates in (
+                ("train.py", "train", {}, (0.0005, 0.001, 0.002)),
+                (
+                    "train.py --loss margin",
+                    "train",
+                    {"loss": "margin", "beta": 0.3, "optimiser": "adam", "peer": 0.0, "weight_decay": 0.0},
+                    RATES,
+                ),
+                ("unsupervised.py", "unsupervised", {"blurs": 1}, (0.00025, 0.0005, 0.001)),
+                ("recurrent.py", "recurrent", {}, (0.001, 0.002)),
+                ("amsga.py", "amsga", {}, (0.01, 0.03, 0.1)),
+                ("hff.py", "hff", {}, (0.0003, 0.001, 0.003)),
+                ("dtg_mlp.py", "dtg_mlp", {}, (0.0003, 0.001, 0.003)),
+                ("dtg_mlp.py --detach", "dtg_mlp", {"detach": True}, (0.0003, 0.001, 0.003)),
+                ("backprop.py", "backprop", {"standard": True}, (0.0001, 0.0003, 0.001)),
+            )
+            for lr in rates
+        ],
+    ),
     "dtg": (
         dtg_mlp.PRESETS["cifar10"] | {"n_epochs": 10},
         [
@@ -286,6 +331,10 @@ TABLES = {
 }
 
 
+def ask_backprop(net, data, some, labels, cfg):
+    return {"bp": {"acc": accuracy(host(backprop.predict(net.layers, some, data, cfg)), host(labels))}}
+
+
 def ask_train(net, data, some, labels, cfg):
     scores, _ = train.evaluate(net, some, labels, cfg, data.n_classes)
     return {"ff": {"acc": scores["acc"], "layer_acc": scores["layer_acc"]}, "softmax": {"acc": scores["softmax_acc"]}}
@@ -314,23 +363,23 @@ def ask_dtg(net, data, some, labels, cfg):
     return {"softmax": {"acc": dtg_mlp.evaluate(net, some, labels, cfg, data.mean_sd, data.n_classes)["acc"]}}
 
 
-SCRIPTS = {"unsupervised": (unsupervised, ask_unsupervised), "local": (unsupervised, ask_unsupervised)}
-SCRIPTS |= {"unsupervised-long": (unsupervised, ask_unsupervised)}
-SCRIPTS |= {
+METHODS = {
+    "train": (train, ask_train),
+    "unsupervised": (unsupervised, ask_unsupervised),
     "recurrent": (recurrent, ask_recurrent),
-    "recurrent-wide": (recurrent, ask_recurrent),
-    "recurrent-deep": (recurrent, ask_recurrent),
-    "dtg": (dtg_mlp, ask_dtg),
-    "dtg-long": (dtg_mlp, ask_dtg),
-    "dtg-ladder": (dtg_mlp, ask_dtg),
+    "amsga": (amsga, ask_amsga),
+    "hff": (hff, ask_hff),
+    "dtg_mlp": (dtg_mlp, ask_dtg),
+    "backprop": (backprop, ask_backprop),
 }
-SCRIPTS |= {name: (amsga, ask_amsga) for name in ("amsga", "amsga-paper", "amsga-fashion", "amsga-parts")}
-SCRIPTS |= {"hff": (hff, ask_hff), "hff-cifar10": (hff, ask_hff)}
+SCRIPTS = {"local": "unsupervised", "dtg": "dtg_mlp"}  # by how a table's name begins, where that is no method
 
 
 def run_variant(settings, cfg, ds, seed, xp=np):
     """Train one variant -> what its line in the record says: accuracies on all held-out images, from 0 to 1."""
-    script, ask = SCRIPTS.get(cfg.table, (train, ask_train))
+    kind = cfg.table.partition("-")[0]
+    method = settings.pop("script", SCRIPTS.get(kind, kind if kind in METHODS else "train"))
+    script, ask = METHODS[method]
     if xp is not np and script is unsupervised:
         raise cli.UsageError(f"--device cuda: {script.__name__}.py, whose table {cfg.table} is, runs on the CPU only")
     chosen = replace(script.Config(), **settings, seed=seed, validation=cfg.validation, eval_subset=1000)

@@ -51,7 +51,7 @@ class Config:
     n_epochs: int = 20  # passes over the training images
     sizes: str = "1000,1000,1000"  # units of the hidden layers
     per_class: int = 1  # prototypes of each class
-    scale: float = 10.0  # by which cosines are multiplied
+    scale: float = 40.0  # by which cosines are multiplied
     margin: float = 0.0  # by which the right class's cosine is lowered while it learns
     vote: str = "all"  # layers whose scores are summed: all, upper (all but the first) or last
     dropout: float = 0.0  # share of its inputs that a layer does not see while it learns, image excepted

@@ -17,7 +17,6 @@ from common import arrays, cli, goodness, layers, optim, pool, product, runs
 from common.augment import shift
 from common.conv import Conv2d
 from common.split import Split
-from common.steps import Steps
 
 cnn = scripts.load("ff_cnn/train.py")
 amsga, hff, dtg_mlp = (scripts.load(f"ff_mnist/{name}.py") for name in ("amsga", "hff", "dtg_mlp"))
@@ -128,13 +127,13 @@ def test_backpropagation_is_the_same_on_every_device(name, optimiser):
     cfg = backprop.Config(sizes="40,30", batch_size=10, validation=10, n_epochs=2, optimiser=optimiser, lr=lr)
     found = []
     for xp in (np, other_module(name)):
-        data, (layers, opts) = Split(ds, cfg), backprop.build(cfg, 64, 10, np.random.default_rng(1))
+        data, net = Split(ds, cfg), backprop.Net(cfg, 64, 10, np.random.default_rng(1))
         if xp is not np:
             data.to(xp)
-            runs.move(xp, {"layers": (layers, opts)})
-        rng, steps = np.random.default_rng(2), Steps()
-        losses = [backprop.train_epoch(layers, opts, steps, data, rng, cfg, epoch)["loss"] for epoch in (1, 2)]
-        found.append((losses, [arrays.host(layer.params["W"]) for layer in layers]))
+            runs.move(xp, net.parts)
+        rng = np.random.default_rng(2)
+        losses = [backprop.train_epoch(net, data, rng, cfg, epoch)["loss"] for epoch in (1, 2)]
+        found.append((losses, [arrays.host(layer.params["W"]) for layer in net.layers]))
     assert np.allclose(*(losses for losses, _ in found), rtol=1e-4)
     differences = [far(a, b) for a, b in zip(found[1][1], found[0][1], strict=True)]
     # Adam divides by the gradient's size, so what rounding adds to one near zero counts in full, and the last layer's

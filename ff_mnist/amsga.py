@@ -116,27 +116,47 @@ class MultiScale:
         if local_mean == "batch" and on:  # eq. 2 as its text has it
             w_local, w_global = 0.0, w_global + w_local
         factor = D if goodness == "sum" else 1
-        self.row_weights, self.batch_weight = factor * (w_local / D + w_inter * inter), factor * w_global  # eq. 6
-        self.equal = len(set(groups)) == 1 or not on  # all units weigh the same
+        row_weights, self.batch_weight = factor * (w_local / D + w_inter * inter), factor * w_global  # eq. 6
+        edges = [0, *(np.flatnonzero(np.diff(row_weights)) + 1), D]  # larger groups come first: one piece or two
+        self.pieces = [(slice(a, b), row_weights[a]) for a, b in zip(edges, edges[1:], strict=False)]
+
+    def squares(self, h):
+        """h (N, D) -> sums of the squares of each piece, of units that weigh the same [(N,), ...]."""
+        if len(self.pieces) == 1:
+            return [SumSquare().forward(h)[0]]
+        return [namespace(h).einsum("bi,bi->b", h[:, piece], h[:, piece]) for piece, _ in self.pieces]
+
+    def own(self, squares):
+        """-> each row's own part (N,)."""
+        return sum(s * s.dtype.type(weight) for s, (_, weight) in zip(squares, self.pieces, strict=True))
 
     def per_row(self, h):
-        """h (B, D) -> each row's own part (B,)."""
-        if self.equal:
-            return SumSquare().forward(h)[0] * h.dtype.type(self.row_weights[0])
-        return SumSquare().forward(h * like(h, np.sqrt(self.row_weights).astype(h.dtype)))[0]
+        """h (N, D) -> each row's own part (N,)."""
+        return self.own(self.squares(h))
 
-    def forward(self, h):
-        """h (B, D) -> g (B,), cache."""
-        of_batch = SumSquare().forward(h)[0].mean() / h.shape[1]  # eq. 4: all neurons, all samples
-        return self.per_row(h) + of_batch * h.dtype.type(self.batch_weight), h
+    def forward(self, h, batch=None):
+        """h (N, D) -> g (N,), cache. batch (M,): the rows that eq. 4 is a mean over (default: all)."""
+        squares = self.squares(h)
+        total = sum(squares)
+        of_batch = (total if batch is None else total[batch]).mean() / h.shape[1]  # eq. 4: all neurons, all samples
+        return self.own(squares) + of_batch * h.dtype.type(self.batch_weight), (h, batch)
 
-    def backward(self, dg, h):
-        """dL/dg (B,) -> dL/dh (B, D)."""
-        weights = self.row_weights.astype(h.dtype)
-        shared = dg.mean() * h.dtype.type(self.batch_weight / h.shape[1])
-        if self.equal:
-            return SumSquare().backward(dg * weights[0] + shared, h)
-        return 2 * h * (dg[:, None] * like(h, weights) + shared)
+    def backward(self, dg, cache):
+        """dL/dg (N,), 0 outside the batch -> dL/dh (N, D)."""
+        h, batch = cache
+        xp, M = namespace(h), len(h) if batch is None else len(batch)
+        shared = dg.sum() * h.dtype.type(self.batch_weight / (M * h.shape[1]))
+        if batch is not None:
+            of_rows = xp.zeros_like(dg)
+            of_rows[batch] = shared
+            shared = of_rows
+        factors = [dg * h.dtype.type(weight) + shared for _, weight in self.pieces]
+        if len(self.pieces) == 1:
+            return SumSquare().backward(factors[0], h)
+        dh = xp.empty_like(h)
+        for factor, (piece, _) in zip(factors, self.pieces, strict=True):
+            dh[:, piece] = h[:, piece] * (2 * factor)[:, None]
+        return dh
 
 
 def depth(i, n_layers, cfg):
@@ -209,11 +229,11 @@ def ff_step(net, pixels, labels, cfg, rng, n_classes, p):
         wrong = wrong_labels(labels, n_classes, rng)
     seen = forward(net, pixels, xp.concatenate([labels, wrong]), cfg, n_classes)
     taken, share = mined(judged(net, seen, cfg), cfg.theta, p, rng) if cfg.mining else (xp.arange(B), 1.0)
-    log, rows = [], xp.concatenate([xp.arange(B), B + taken]) if len(taken) < B else None
+    log = []
     for i, (layer, of, opt) in enumerate(zip(net.layers, net.goodness, net.opts, strict=True)):
         y, cache = seen[i]
-        loss, dy, g_pos, g_neg = objective(of, y[:B], y[B + taken], threshold(i, L, p, cfg))
-        _, grads = layer.backward(dy, cache, rows=rows)  # nothing leaves this layer
+        loss, dy, g_pos, g_neg = objective(of, y[:B], y[B:], taken, threshold(i, L, p, cfg))
+        _, grads = layer.backward(dy, cache)  # nothing leaves this layer
         opt.step(clip(grads, cfg.clip))
         dead = (y[:B].max(axis=0) <= 0).mean()  # units that no right row excites
         log.append((loss, g_pos, g_neg, dead, len(taken) / B, share, (wrong == labels)[taken].mean()))
@@ -237,14 +257,20 @@ def judged(net, seen, cfg):
     return {"mean": sum(g) / len(g), "first": g[0], "last": g[-1]}[cfg.mining_layer]
 
 
-def objective(goodness, right, wrong, theta):
-    """One layer's loss from its activities, right (B, D), wrong (M, D) -> loss, dL/dy (B + M, D), mean g+, mean g-."""
-    (g_pos, cache_pos), (g_neg, cache_neg) = goodness.forward(right), goodness.forward(wrong)
-    xp = namespace(right)
+def objective(goodness, right, wrong, taken, theta):
+    """One layer's loss from its activities: right (B, D), wrong (B, D), of which rows taken (M,) count
+    -> loss, dL/dy (2B, D), mean g+, mean g-.
+
+    Rows that do not count keep their place, with gradients of 0: to pick out the others costs more than it saves.
+    """
+    (g_pos, cache_pos), (g_neg, cache_neg) = goodness.forward(right), goodness.forward(wrong, taken)
+    xp, g_taken = namespace(right), g_neg[taken]
     loss_pos, d_pos = threshold_loss(g_pos, xp.ones_like(g_pos), theta)
-    loss_neg, d_neg = threshold_loss(g_neg, -xp.ones_like(g_neg), theta)
+    loss_neg, d_taken = threshold_loss(g_taken, -xp.ones_like(g_taken), theta)
+    d_neg = xp.zeros_like(g_neg)
+    d_neg[taken] = d_taken
     dy = xp.concatenate([goodness.backward(d_pos, cache_pos), goodness.backward(d_neg, cache_neg)])
-    return loss_pos + loss_neg, dy, g_pos.mean(), g_neg.mean()
+    return loss_pos + loss_neg, dy, g_pos.mean(), g_taken.mean()
 
 
 def goodness_of_labels(net, pixels, cfg, n_classes):

@@ -128,7 +128,7 @@ def test_the_weights_of_the_scales(reading, first, last):
     cfg = amsga.Config(depth=reading)
     for i, (w_local, w_global) in ((0, first), (2, last)):
         goodness = amsga.MultiScale(80, amsga.depth(i, 3, cfg))
-        assert np.isclose(goodness.batch_weight, w_global) and np.allclose(goodness.row_weights, (w_local + 0.35) / 80)
+        assert np.isclose(goodness.batch_weight, w_global) and np.isclose(goodness.pieces[0][1], (w_local + 0.35) / 80)
         assert np.isclose(amsga.MultiScale(80, amsga.depth(i, 3, cfg), "batch").batch_weight, w_global + w_local)
 
 
@@ -152,21 +152,27 @@ def test_goodness_at_three_scales(D, K_groups):
 def test_gradient_at_three_scales(D, local_mean, on, kind):
     goodness = amsga.MultiScale(D, 0.3, local_mean, on, kind)
     h, weights = rng.standard_normal((6, D)), rng.standard_normal(6)
-    _, cache = goodness.forward(h)
-    dh = goodness.backward(weights, cache)
-    gradcheck.check(lambda: np.sum(weights * goodness.forward(h)[0]), {"h": h}, {"h": dh})
+    for batch in (None, np.array([0, 2, 5])):
+        some = weights * (1 if batch is None else np.isin(np.arange(6), batch))
+        _, cache = goodness.forward(h, batch)
+        dh = goodness.backward(some, cache)
+        gradcheck.check(lambda b=batch, w=some: np.sum(w * goodness.forward(h, b)[0]), {"h": h}, {"h": dh})
 
 
-def test_objective_gradient():
-    goodness, right, wrong = amsga.MultiScale(20, 0.3), rng.standard_normal((5, 20)), rng.standard_normal((3, 20))
-    loss, dy, g_pos, g_neg = amsga.objective(goodness, right, wrong, 0.7)
+@pytest.mark.parametrize("D", [20, 85])
+def test_objective_gradient(D):
+    """Rows that are not taken are as good as not there, in the mean over the batch, too."""
+    goodness, right, wrong = amsga.MultiScale(D, 0.3), rng.standard_normal((5, D)), rng.standard_normal((5, D))
+    taken = np.array([0, 2, 3])
+    loss, dy, g_pos, g_neg = amsga.objective(goodness, right, wrong, taken, 0.7)
     gradcheck.check(
-        lambda: amsga.objective(goodness, right, wrong, 0.7)[0],
+        lambda: amsga.objective(goodness, right, wrong, taken, 0.7)[0],
         {"right": right, "wrong": wrong},
         {"right": dy[:5], "wrong": dy[5:]},
     )
-    plain = softplus(0.7 - goodness.forward(right)[0]).mean() + softplus(goodness.forward(wrong)[0] - 0.7).mean()
-    assert np.isclose(loss, plain) and np.isclose(g_pos, goodness.forward(right)[0].mean()) and g_neg != g_pos
+    (of_right, _), (of_wrong, _) = goodness.forward(right), goodness.forward(wrong[taken])
+    assert np.isclose(loss, softplus(0.7 - of_right).mean() + softplus(of_wrong - 0.7).mean())
+    assert np.isclose(g_pos, of_right.mean()) and np.isclose(g_neg, of_wrong.mean()) and not dy[[6, 9]].any()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ image is ever looked at. Everything is run by the scripts' own functions.
     amsga           what AMSGA's paper leaves open: normalisation, learning rate, threshold, readings of its text
     amsga-paper     its paper's recipe, full batch, and its baseline: what is handed on; a case for --device cuda
     amsga-fashion   the same on Fashion-MNIST
+    amsga-tuning    learning rate and threshold with all four parts and with none, the same choice for both
     amsga-parts     all four parts of amsga.py, each left out, each alone, none
     hff             scale, margin, prototypes and votes of hff.py; hff-cifar10: the same on CIFAR-10; hff-long: what
                     needs a whole run to tell
@@ -226,6 +227,15 @@ TABLES = {
     ),
     "amsga-paper": full_batch("paper", "baseline"),
     "amsga-fashion": full_batch("paper-fashion", "baseline-fashion"),
+    "amsga-tuning": (
+        {"n_epochs": 30},
+        [
+            (name, f"{name}, learning rate {lr:g}, theta {t:g}", settings | {"lr": lr, "theta": t})
+            for name, settings in (("all parts", {}), ("none", amsga.BASELINE))
+            for lr in (0.003, 0.01, 0.03, 0.1)
+            for t in (1.0, 2.0, 4.0)
+        ],
+    ),
     "amsga-parts": (
         {"n_epochs": 30},
         [
@@ -375,11 +385,15 @@ METHODS = {
 SCRIPTS = {"local": "unsupervised", "dtg": "dtg_mlp"}  # by how a table's name begins, where that is no method
 
 
+def method(table, settings):
+    """The script that a variant is a run of, and how it is asked. Takes "script" out of settings."""
+    kind = table.partition("-")[0]
+    return METHODS[settings.pop("script", SCRIPTS.get(kind, kind if kind in METHODS else "train"))]
+
+
 def run_variant(settings, cfg, ds, seed, xp=np):
     """Train one variant -> what its line in the record says: accuracies on all held-out images, from 0 to 1."""
-    kind = cfg.table.partition("-")[0]
-    method = settings.pop("script", SCRIPTS.get(kind, kind if kind in METHODS else "train"))
-    script, ask = METHODS[method]
+    script, ask = method(cfg.table, settings)
     if xp is not np and script is unsupervised:
         raise cli.UsageError(f"--device cuda: {script.__name__}.py, whose table {cfg.table} is, runs on the CPU only")
     chosen = replace(script.Config(), **settings, seed=seed, validation=cfg.validation, eval_subset=1000)

@@ -11,7 +11,7 @@ import pytest
 import scripts
 
 from common import data, record
-from viz import ff_mnist_normalisation, results
+from viz import ff_mnist_ablations, ff_mnist_normalisation, results
 
 ROOT = Path(__file__).resolve().parent.parent
 explore = scripts.load("ff_mnist/explore.py")
@@ -31,10 +31,11 @@ def glyphs():
 @pytest.mark.parametrize("table", explore.TABLES)
 def test_variants_are_settings_that_the_script_can_run(table, glyphs):
     reference, rows = explore.TABLES[table]
-    script, _ = explore.SCRIPTS.get(table, (explore.train, None))
     names = [name for _, name, _ in rows]
     assert len(set(names)) == len(names)
     for _, name, settings in rows:
+        settings = dict(settings)
+        script, _ = explore.method(table, settings)
         script.check(replace(script.Config(), **reference | settings, validation=1000), glyphs)
         usual = {k: getattr(script.Config(), k) for k in settings} | {
             k: reference[k] for k in settings if k in reference
@@ -182,3 +183,64 @@ def test_the_normalisation_figure_reads_every_cell(tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
     found, _ = ff_mnist_normalisation.load(path)
     assert len(found) == 24 and all(np.allclose(cell["ff"], [10, 10]) for cell in found.values())
+
+
+def finish(run, **cost):
+    """A run whose last line says what it cost, too."""
+    run[-1]["final"] |= {"parameters": 2_000_000, "peak_gb": 0.5} | cost
+    return run
+
+
+def test_descendants_stand_beside_the_papers_number_only_for_its_own_settings():
+    none = dict.fromkeys(("scales", "mining", "adapt", "anneal"), False)
+    cases = [
+        ([a_run("amsga", 0, {"acc": 0.94}, batch_size=0)], "AMSGA", "94.45 (text), 93.45 (abstract, tables)"),
+        ([a_run("amsga", 0, {"acc": 0.94}, batch_size=500)], "AMSGA", "–"),
+        ([a_run("amsga", 0, {"acc": 0.94}, "fashion-mnist", batch_size=0, **none)], "none of AMSGA's parts", "81.0"),
+        ([a_run("hff", s, {"acc": 0.62 + 0.01 * s}, "cifar10") for s in (0, 1)], "HFF", "61.93"),
+        ([a_run("hff", 0, {"acc": 0.62}, "cifar10", features="a/cifar100.npz")], "prototypes on cifar100", "–"),
+        ([a_run("dtg_mlp", 0, {"acc": 0.62}, "cifar10", sizes="2048,2048,2048,2048")], "hybrid", "63.72"),
+        ([a_run("dtg_mlp", 0, {"acc": 0.62}, "cifar10", detach=True)], "all local", "–"),
+        ([a_run("dtg_mlp", 0, {"acc": 0.62}, "cifar10", lambda_ff=0.0)], "backpropagation alone", "–"),
+    ]
+    cases[0][0][0][-1]["final"]["train"] = {"acc": 0.945}
+    for (runs, name, paper), row in zip(cases, rows_of(results.descendants([c[0] for c in cases])), strict=True):
+        assert row[0].endswith(name) and row[5] == paper and row[6] == str(len(runs))
+    table = rows_of(results.descendants([c[0] for c in cases]))
+    assert (table[0][3], table[0][4], table[1][4], table[3][3]) == ("94.00", "94.50", "–", "62.50 ± 0.71")
+
+
+def test_side_by_side_has_one_row_for_each_method_and_network():
+    three = {"sizes": "1000,1000,1000", "n_epochs": 20}
+    all_runs = [
+        [finish(a_run("backprop", 0, {"acc": 0.98}, **three))],
+        [finish(a_run("backprop", 0, {"acc": 0.55}, "cifar10", **three))],
+        [finish(a_run("train", s, {"acc": 0.97 + 0.01 * s, "softmax_acc": 0.96}, **three)) for s in (0, 1)],
+        [finish(a_run("train", 0, {"acc": 0.97, "softmax_acc": 0.96}, loss="margin", **three))],
+        [finish(a_run("dtg_mlp", 0, {"acc": 0.9}, "fashion-mnist", detach=True, **three))],
+    ]
+    table = results.side_by_side(all_runs).split("\n\n")[0]
+    found = {row[0]: row for row in rows_of(table)}
+    bp = found["backpropagation (`backprop.py`)"]
+    assert len(found) == 4 and bp[2:8] == ["2.00 M", "20", "60", "0.50 GB", "1", "98.00 (1)"] and bp[9] == "55.00 (1)"
+    assert found["Forward-Forward, label in the input (`train.py`)"][7] == "97.50 ± 0.71 (2); 96.00 ± 0.00"
+    assert found["Forward-Forward, label in the input (`train.py`), margin loss"][7] == "97.00 (1); 96.00"
+    assert found["DTG-FF MLP (`dtg_mlp.py`), --detach: all local"][7:] == ["–", "90.00 (1)", "–"]
+
+
+def test_ablations_are_drawn_from_the_committed_records(tmp_path):
+    folder = tmp_path / "results" / "ff_mnist_amsga-parts"
+    folder.mkdir(parents=True)
+    lines = [{"config": {}}]
+    for group, variant in (("reference", "reference"), ("left out", "without scales"), ("none", "none, theta 4")):
+        for seed in (0, 1):
+            config = {"n_epochs": 30}
+            lines.append({"variant": variant, "group": group, "seed": seed, "ff": {"val_acc": 0.9}, "config": config})
+    (folder / "parts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = call(tmp_path, "viz/ff_mnist_ablations.py", "--results", tmp_path / "results", "--out", tmp_path / "drawn")
+    assert done.returncode == 0 and "no speed.png" in done.stdout, done.stderr
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["parts.png"]
+    names = {name for _, name, _ in explore.TABLES["dtg-ladder"][1]}
+    assert names >= ff_mnist_ablations.PAPER_LADDER.keys()  # the paper's numbers find their rows
+    speeds = ff_mnist_ablations.speeds(ROOT / "results" / "benchmarks" / "hff.txt")
+    assert all(set(of) == {2, 5, 10, 20, 50, 100} for of in speeds.values())

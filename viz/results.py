@@ -324,6 +324,97 @@ def sequence_table(all_runs):
     return markdown(head, rows) if rows else "No results yet."
 
 
+# What the papers of the dense descendants print, percent: script, data set, settings, accuracy.
+DESCENDANTS = [
+    ("amsga", "mnist", {"batch_size": 0, "mining": True}, "94.45 (text), 93.45 (abstract, tables)"),
+    ("amsga", "mnist", {"batch_size": 0, "mining": False}, "92.00"),
+    ("amsga", "fashion-mnist", {"batch_size": 0, "mining": True}, "84.5 (text), 82.5 (tables)"),
+    ("amsga", "fashion-mnist", {"batch_size": 0, "mining": False}, "81.0"),
+    ("hff", "cifar10", {"features": ""}, "61.93"),
+    ("dtg_mlp", "cifar10", {"head": "layers", "detach": False, "sizes": "2048,2048,2048,2048"}, "63.72"),
+]
+DESCENDANT_NAMES = {"amsga": "AMSGA", "hff": "HFF", "dtg_mlp": "DTG-FF MLP, hybrid", "backprop": "backpropagation"}
+
+
+def descendant(run):
+    """What kind of run this is, in words."""
+    name, config = script(run), run[0]["config"]
+    if name == "amsga" and not any(config[part] for part in ("scales", "mining", "adapt", "anneal")):
+        return "Forward-Forward, none of AMSGA's parts"
+    if name == "dtg_mlp" and config["lambda_ff"] == 0:
+        return "DTG-FF MLP's twin: backpropagation alone"
+    if name == "dtg_mlp" and config["detach"]:
+        return "DTG-FF MLP, detached: all local"
+    if name == "hff" and config["features"]:
+        return f"HFF, prototypes on {Path(config['features']).stem}"
+    return DESCENDANT_NAMES[name]
+
+
+def descendants(all_runs):
+    """One row per script and settings: accuracies beside the paper's."""
+    rows, order = [], list(DESCENDANT_NAMES)
+    for runs in sorted(all_runs, key=lambda runs: order.index(script(runs[0]))):
+        name, first, finals = script(runs[0]), runs[0][0], [run[-1]["final"] for run in runs]
+        fits = [
+            accuracy
+            for of, dataset, settings, accuracy in DESCENDANTS
+            if (of, dataset) == (name, first["dataset"]["name"])
+            and settings.items() <= first["config"].items()
+            and first["config"].get("lambda_ff") != 0
+        ]
+        columns = [
+            spread([100 * f[part]["acc"] for f in finals]) if part in finals[0] else "–" for part in ("test", "train")
+        ]
+        row = [descendant(runs[0]), first["config"]["sizes"].replace(",", ", "), data(runs), *columns]
+        row += [fits[0] if fits else "–", len(runs), training(runs), f"`{command(runs)}`"]
+        rows.append([*row, ", ".join(sorted({run[0]["commit"] or "–" for run in runs}))])
+    head = ["Method", "Network", "Data", "Test accuracy, %", "training accuracy, %", "Paper, %", "n", "Training, s"]
+    return markdown([*head, "Command", "Commit"], rows) if rows else "No results yet."
+
+
+# The table that compares all of ff_mnist: script -> its name, passes per prediction of K classes.
+COMPARED = {
+    "train": ("Forward-Forward, label in the input (`train.py`)", "K; the softmax: 1"),
+    "unsupervised": ("hybrid negatives (`unsupervised.py`)", "1"),
+    "recurrent": ("label on top, eight steps (`recurrent.py`)", "8 K"),
+    "amsga": ("AMSGA (`amsga.py`)", "K"),
+    "hff": ("HFF (`hff.py`)", "1"),
+    "dtg_mlp": ("DTG-FF MLP (`dtg_mlp.py`)", "1"),
+    "backprop": ("backpropagation (`backprop.py`)", "1"),
+}
+COMPARED_ON = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+
+
+def side_by_side(all_runs):
+    """One row per method, one column per data set: test accuracy, and what it costs on MNIST."""
+    cells = {}
+    for runs in all_runs:
+        name, config = script(runs[0]), runs[0][0]["config"]
+        text, passes = COMPARED[name]
+        text += {True: ", --detach: all local", False: ", hybrid"}[config["detach"]] if name == "dtg_mlp" else ""
+        text += ", margin loss" if config.get("loss") == "margin" else ""
+        key = list(COMPARED).index(name), text, passes, config["sizes"].replace(",", ", "), config["n_epochs"]
+        cells.setdefault(key, {})[runs[0][0]["dataset"]["name"]] = runs
+    rows = []
+    for (_, text, passes, sizes, n_epochs), found in sorted(cells.items()):
+        columns = []
+        for name in COMPARED_ON:
+            test = [run[-1]["final"]["test"] for run in found.get(name, [])]
+            column = f"{spread([100 * t['acc'] for t in test])} ({len(test)})" if test else "–"
+            if test and "softmax_acc" in test[0]:
+                column += f"; {spread([100 * t['softmax_acc'] for t in test])}"
+            columns.append(column)
+        runs = found.get("mnist") or next(iter(found.values()))
+        last = runs[0][-1]["final"]
+        cost = [f"{last['parameters'] / 1e6:.2f} M", n_epochs, training(runs), f"{last['peak_gb']:.2f} GB", passes]
+        rows.append([text, sizes, *cost, *columns])
+    head = ["Method", "Units", "Parameters", "Epochs", "Training, s", "Memory", "Passes per prediction"]
+    if not rows:
+        return "No results yet."
+    sources = sorted(f"`{command(runs)}`" for runs in all_runs)
+    return markdown([*head, *(f"{name}, %" for name in COMPARED_ON.values())], rows) + "\n\n" + ", ".join(sources)
+
+
 TABLES = {  # name in the README -> folder in results/, how the records' names begin, function
     "ff_cifar_lc": ("ff_cifar_lc", "", lc_accuracy),
     "ff_cifar_lc-classes": ("ff_cifar_lc", "default", lc_classes),
@@ -351,6 +442,16 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_mnist-recurrent": ("ff_mnist_recurrent", "", variants),
     "ff_mnist-recurrent-wide": ("ff_mnist_recurrent-wide", "", variants),
     "ff_mnist-recurrent-deep": ("ff_mnist_recurrent-deep", "", variants),
+    "ff_mnist-descendants": ("ff_mnist_descendants", "", descendants),
+    "ff_mnist-side-by-side": ("ff_mnist_side-by-side", "", side_by_side),
+    **{
+        f"ff_mnist-{name}": (f"ff_mnist_{name}", "", variants)
+        for name in ("amsga-paper", "amsga-fashion", "amsga-tuning", "rates-of-all", "dtg-ladder")
+    },
+    **{
+        f"ff_mnist-{name}": (f"ff_mnist_{name}", "", effects)
+        for name in ("amsga", "amsga-parts", "hff", "hff-long", "hff-cifar10", "dtg", "dtg-long")
+    },
 }
 
 

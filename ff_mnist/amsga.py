@@ -143,6 +143,10 @@ class MultiScale:
 
     def backward(self, dg, cache):
         """dL/dg (N,), 0 outside the batch -> dL/dh (N, D)."""
+        return self.scale(cache[0], self.factors(dg, cache))
+
+    def factors(self, dg, cache):
+        """-> dL/dh / 2h of every row, which is the same for all units of a piece: [(N,), ...]."""
         h, batch = cache
         xp, M = namespace(h), len(h) if batch is None else len(batch)
         shared = dg.sum() * h.dtype.type(self.batch_weight / (M * h.shape[1]))
@@ -150,10 +154,13 @@ class MultiScale:
             of_rows = xp.zeros_like(dg)
             of_rows[batch] = shared
             shared = of_rows
-        factors = [dg * h.dtype.type(weight) + shared for _, weight in self.pieces]
-        if len(self.pieces) == 1:
+        return [dg * h.dtype.type(weight) + shared for _, weight in self.pieces]
+
+    def scale(self, h, factors):
+        """2h (N, D), each piece times its factors."""
+        if len(factors) == 1:
             return SumSquare().backward(factors[0], h)
-        dh = xp.empty_like(h)
+        dh = namespace(h).empty_like(h)
         for factor, (piece, _) in zip(factors, self.pieces, strict=True):
             dh[:, piece] = h[:, piece] * (2 * factor)[:, None]
         return dh
@@ -232,7 +239,7 @@ def ff_step(net, pixels, labels, cfg, rng, n_classes, p):
     log = []
     for i, (layer, of, opt) in enumerate(zip(net.layers, net.goodness, net.opts, strict=True)):
         y, cache = seen[i]
-        loss, dy, g_pos, g_neg = objective(of, y[:B], y[B:], taken, threshold(i, L, p, cfg))
+        loss, dy, g_pos, g_neg = objective(of, y, taken, threshold(i, L, p, cfg))
         _, grads = layer.backward(dy, cache)  # nothing leaves this layer
         opt.step(clip(grads, cfg.clip))
         dead = (y[:B].max(axis=0) <= 0).mean()  # units that no right row excites
@@ -257,19 +264,21 @@ def judged(net, seen, cfg):
     return {"mean": sum(g) / len(g), "first": g[0], "last": g[-1]}[cfg.mining_layer]
 
 
-def objective(goodness, right, wrong, taken, theta):
-    """One layer's loss from its activities: right (B, D), wrong (B, D), of which rows taken (M,) count
+def objective(goodness, y, taken, theta):
+    """One layer's loss from its activities y (2B, D): B right rows and B wrong ones, of which rows taken (M,) count
     -> loss, dL/dy (2B, D), mean g+, mean g-.
 
     Rows that do not count keep their place, with gradients of 0: to pick out the others costs more than it saves.
     """
-    (g_pos, cache_pos), (g_neg, cache_neg) = goodness.forward(right), goodness.forward(wrong, taken)
-    xp, g_taken = namespace(right), g_neg[taken]
+    B = len(y) // 2
+    (g_pos, cache_pos), (g_neg, cache_neg) = goodness.forward(y[:B]), goodness.forward(y[B:], taken)
+    xp, g_taken = namespace(y), g_neg[taken]
     loss_pos, d_pos = threshold_loss(g_pos, xp.ones_like(g_pos), theta)
     loss_neg, d_taken = threshold_loss(g_taken, -xp.ones_like(g_taken), theta)
     d_neg = xp.zeros_like(g_neg)
     d_neg[taken] = d_taken
-    dy = xp.concatenate([goodness.backward(d_pos, cache_pos), goodness.backward(d_neg, cache_neg)])
+    factors = zip(goodness.factors(d_pos, cache_pos), goodness.factors(d_neg, cache_neg), strict=True)
+    dy = goodness.scale(y, [xp.concatenate(both) for both in factors])
     return loss_pos + loss_neg, dy, g_pos.mean(), g_taken.mean()
 
 

@@ -1,6 +1,8 @@
 """Imports go one way: common <- ff_* <- benchmarks; common.record <- viz; everything <- tests."""
 
 import ast
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +80,26 @@ def test_common_starts_without_matplotlib_or_torch():
     code += "print([m for m in ('matplotlib', 'torch', 'cupy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+FAULTS = """
+import common, resource, numpy as np
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for round in range(6):
+    begin = faults()
+    arrays = [np.ones(5_000_000, np.float32) for _ in range(4)]  # 80 MB
+    del arrays
+print(faults() - begin)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's allocator only")
+@pytest.mark.parametrize("own", [False, True])
+def test_freed_memory_is_used_again(own):
+    """Without a word of the user's own about malloc, no page is asked for a second time."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    env |= {"PYTHONPATH": str(ROOT)} | ({"MALLOC_TRIM_THRESHOLD_": "1000000"} if own else {})
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (int(done.stdout) > 100) == own

@@ -39,7 +39,8 @@ class LabelMap:
         OH, OW, O = self.out_shape
         scale = np.sqrt(2.0 / (rf * rf * in_shape[2]))
         U = (scale * rng.standard_normal((OH, OW, n_classes, O))).astype(dtype)
-        self.params = {**self.layer.params, "U": U}  # the same arrays: optimisers write in place
+        self.params = self.layer.params  # the same dict: optimisers write in place, and a move to a GPU is one of both
+        self.params["U"] = U
         self.state = {}
 
     # ---- all labels of an image at once

@@ -76,7 +76,7 @@ class LocallyConnected2d:
         dz = self.dz(dy, y)
         if pull is not None:
             dz = dz + pull[..., None]  # not in place: without a ReLU dz is the caller's
-        grads = {k: aligned(p.shape) for k, p in self.params.items()}
+        grads = {k: aligned(self.params[k].shape) for k in ("W", "b")}
         self.weight_grad_window(x, dz, grads, self.everywhere)
         return self._input_grad(dz, x_shape) if need_dx else None, grads
 
@@ -88,11 +88,10 @@ class LocallyConnected2d:
         OH, OW, rf, _, C, _ = self.params["W"].shape
         s, p = self.stride, self.padding
         x = xp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
-        patches = xp.empty((OH, OW, len(x), rf, rf, C), dtype=x.dtype)
-        for ky in range(rf):
-            for j in range(OW):  # row ky of the patches in column j
-                patches[:, j, :, ky] = x[:, ky : ky + s * OH : s, j * s : j * s + rf].transpose(1, 0, 2, 3)
-        return patches.reshape(OH * OW, len(x), rf * rf * C)
+        image, row, pixel, number = xp.ascontiguousarray(x).strides
+        shape, strides = (OH, OW, len(x), rf, rf * C), (s * row, s * pixel, image, row, number)
+        windows = xp.lib.stride_tricks.as_strided(xp.ascontiguousarray(x), shape, strides)  # no copy yet: they overlap
+        return xp.ascontiguousarray(windows).reshape(OH * OW, len(x), rf * rf * C)
 
     def _fold(self, d_patches, x_shape):
         """The transpose of `_patches`: add every patch's gradient back where it was cut out."""

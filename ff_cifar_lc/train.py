@@ -39,6 +39,7 @@ import numpy as np
 
 from common import augment
 from common import split as splits
+from common.arrays import host, like, namespace
 from common.evaluate import accuracy, in_batches, per_class_accuracy, rank_correlation
 from common.functions import relu
 from common.goodness import (
@@ -56,6 +57,7 @@ from common.labels import hardest_labels, sampled_labels, write_slot, wrong_labe
 from common.layers import Dense, Flatten
 from common.local2d import LocallyConnected2d
 from common.optim import SCHEDULES, Adam
+from common.steps import Steps
 
 
 @dataclass
@@ -116,20 +118,21 @@ def ff_step(layers, opts, images, labels, cfg, rng, n_classes):
         pull = peer_pull(y.mean(axis=0), cfg.peer * 2 * cfg.beta / y.size)
         opt.step(layer.backward_goodness(dg, a, cache, pull))  # nothing leaves this layer
         h = normalise(y)  # no label, and no goodness, for the next layer to read
-        log.append((loss, g[np.arange(len(g)), labels].mean(), g_neg))
-    return np.array(log)  # (n_layers, 3)
+        log.append((loss, g[namespace(g).arange(len(g)), labels].mean(), g_neg))
+    return log  # n_layers times 3 numbers
 
 
 def compare(g, labels, cfg, rng):
     """Goodness of every label (B, K), right labels (B,) -> loss, dL/dg (B, K), mean goodness of the wrong ones."""
     B, K = g.shape
-    rows = np.arange(B)
+    xp = namespace(g)
+    rows = xp.arange(B)
     if cfg.negatives == "all":
         loss, dg = label_loss(g, labels, cfg.beta)
         return loss, dg, (g.sum() - g[rows, labels].sum()) / (B * (K - 1))
     wrong = pick(g, labels, cfg, rng)
-    loss, d = pair_loss(np.concatenate([g[rows, labels], g[rows, wrong]]), cfg)
-    dg = np.zeros_like(g)
+    loss, d = pair_loss(xp.concatenate([g[rows, labels], g[rows, wrong]]), cfg)
+    dg = xp.zeros_like(g)
     dg[rows, labels], dg[rows, wrong] = d[:B], d[B:]
     return loss, dg, g[rows, wrong].mean()
 
@@ -145,24 +148,25 @@ def pick(g, labels, cfg, rng):
 
 def pair_loss(g, cfg):
     """Goodness (2B,) of B right rows, then of the same images' wrong ones -> loss, dL/dg (2B,)."""
-    B = len(g) // 2
+    B, xp = len(g) // 2, namespace(g)
     if cfg.loss == "margin":
         loss, d_pos, d_neg = margin_loss(g[:B], g[B:], cfg.beta)
-        return loss, np.concatenate([d_pos, d_neg])
-    return threshold_loss(g, np.repeat(np.float32([1, -1]), B), cfg.threshold, cfg.beta)
+        return loss, xp.concatenate([d_pos, d_neg])
+    one = xp.ones_like(g[:B])
+    return threshold_loss(g, xp.concatenate([one, -one]), cfg.threshold, cfg.beta)
 
 
 def ff_step_pairs(layers, opts, images, labels, cfg, rng, n_classes):
     """The same with rows that keep their label: B images with the right one, then the same B with a wrong one."""
-    B = len(images)
+    B, xp = len(images), namespace(images)
     if cfg.negatives == "uniform":
         wrong = wrong_labels(labels, n_classes, rng)
     else:  # the voters' goodness of every label: what prediction would compare
         wrong = pick(votes(ff_goodness(layers, images, cfg, n_classes), cfg), labels, cfg, rng)
-    both = np.concatenate([labels, wrong])  # (2B,)
+    both = xp.concatenate([labels, wrong])  # (2B,)
     h = images
     if cfg.label == "slot":
-        h = write_slot(np.concatenate([images, images]), both, cfg.slot_rows, n_classes)  # (2B, H, W, C)
+        h = write_slot(xp.concatenate([images, images]), both, cfg.slot_rows, n_classes)  # (2B, H, W, C)
         layers = [SharedPair(layers[0], (0, cfg.slot_rows, 0, n_classes)), *layers[1:]]
     log = []
     for layer, opt in zip(layers, opts, strict=True):
@@ -174,7 +178,7 @@ def ff_step_pairs(layers, opts, images, labels, cfg, rng, n_classes):
         opt.step(grads)
         h = normalise(y, g)
         log.append((loss, g[:B].mean(), g[B:].mean()))
-    return np.array(log)  # (n_layers, 3)
+    return log  # n_layers times 3 numbers
 
 
 def bp_step(layers, opts, images, labels):
@@ -200,7 +204,7 @@ def ff_goodness(layers, images, cfg, n_classes):
             g.append(ff_goodness_neutral(layers, images[rows]))
         else:
             g.append(ff_goodness_rows(layers, images[rows], n_classes))
-    return np.concatenate(g, axis=1)
+    return namespace(images).concatenate(g, axis=1)
 
 
 def ff_goodness_neutral(layers, images):
@@ -210,19 +214,20 @@ def ff_goodness_neutral(layers, images):
         a, _ = layer.image_part(h, train=False)
         g.append(layer.goodness(a))
         h = normalise(relu(a))
-    return np.stack(g)
+    return namespace(images).stack(g)
 
 
 def ff_goodness_rows(layers, images, n_classes):
     """Ten rows per image, one per label, of which the first layer shares the image part."""
-    B, labels = len(images), np.repeat(np.arange(n_classes), len(images))  # (K*B,)
+    B, xp = len(images), namespace(images)
+    labels = xp.repeat(xp.arange(n_classes), B)  # (K*B,)
     a, _ = layers[0].image_part(images, train=False)
     g = [layers[0].goodness(a)]  # (B, K)
     y = layers[0].with_labels(a, labels)  # (K*B, H, W, C)
     for layer in layers[1:]:
         y, _ = layer.forward(normalise(y, g[-1].T.ravel()), labels, train=False)
         g.append(MeanSquare().forward(y)[0].reshape(n_classes, B).T)
-    return np.stack(g)
+    return xp.stack(g)
 
 
 def votes(g, cfg):
@@ -243,7 +248,7 @@ def bp_predict(layers, images):
         for layer in layers:
             h, _ = layer.forward(h, train=False)
         predicted.append(h.argmax(axis=1))
-    return np.concatenate(predicted)
+    return namespace(images).concatenate(predicted)
 
 
 def build(cfg, shape, n_classes, rng, label_units):
@@ -281,18 +286,26 @@ class Split(splits.Split):
         self.val = tuple(part[: cfg.eval_subset] for part in self.val)
         if not cfg.full_test:
             self.test = tuple(part[: cfg.eval_subset] for part in self.test)
-        self.mean = (self.train[0].mean(axis=(0, 1, 2)) / 255).astype(np.float32)  # (C,)
-        self.about["mean"] = self.mean
+        mean = (self.train[0].mean(axis=(0, 1, 2)) / 255).astype(np.float32)  # (C,)
+        self.about["mean"] = mean
+        self.mean = np.broadcast_to(mean, self.train[0].shape[1:]).copy()  # a whole image: three numbers would be slow
+        self.steps = {"ff": Steps(), "bp": Steps()}
+
+    def to(self, xp):
+        """Everything as arrays of the module xp."""
+        super().to(xp)
+        self.mean = xp.asarray(self.mean)
 
     def floats(self, images):
         """uint8 (N, H, W, C) -> float32, pixels in [0, 1] minus the training images' channel means."""
         x = images.astype(np.float32)
         x *= np.float32(1 / 255)
-        x -= np.broadcast_to(self.mean, x.shape[1:]).copy()  # a whole image: three numbers at a time would be slow
+        x -= self.mean
         return x
 
     def batch(self, rows, cfg, rng):
         """Training images of these rows, changed at random as cfg says -> float32 (B, H, W, C), labels (B,)."""
+        rows = like(self.train[0], rows)
         x = self.floats(self.train[0][rows])
         if cfg.flip:
             x = augment.flip(x, rng)
@@ -346,22 +359,29 @@ def train_epoch(ff, bp, split, rngs, cfg, n_classes, epoch, step=None):
     n = len(split.train[0])
     batches = in_batches(n, cfg.batch_size)
 
-    def steps(name, opts, lr):  # random batches, each under its learning rate
+    def steps(name, opts, lr, step):  # random batches, each under its learning rate
         order = rngs[name].permutation(n)
-        bar = cli.progress(batches, f"{name.upper()} {epoch}/{cfg.n_epochs}")
-        for i, rows in enumerate(bar, start=(epoch - 1) * len(batches)):
+        first, total = (epoch - 1) * len(batches), cfg.n_epochs * len(batches)
+        factors = [float(SCHEDULES[cfg.schedule](first + i, total)) for i in range(len(batches))]
+
+        def one(rng, rows, factor):
             for opt in opts:
-                opt.lr = lr * SCHEDULES[cfg.schedule](i, cfg.n_epochs * len(batches))
-            yield split.batch(order[rows], cfg, rngs[name])
+                opt.lr = lr * factor
+            return step(*split.batch(rows, cfg, rng), rng)
+
+        label = f"{name.upper()} {epoch}/{cfg.n_epochs}"
+        return split.steps[name](one, opts, rngs[name], label, [order[rows] for rows in batches], factors)
 
     start = time.perf_counter()
-    log = [step(*ff, *batch, cfg, rngs["ff"], n_classes) for batch in steps("ff", ff[1], cfg.lr)]
+    log = steps("ff", ff[1], cfg.lr, lambda x, labels, rng: step(*ff, x, labels, cfg, rng, n_classes))
+    log = [[[float(host(v)) for v in layer] for layer in each] for each in log]  # (steps, n_layers, 3)
     loss, g_pos, g_neg = np.mean(log, axis=0).T
     ff_log = {"loss": loss, "g_pos": g_pos, "g_neg": g_neg, "seconds": time.perf_counter() - start}
     if bp is None:
         return ff_log, None
     start = time.perf_counter()
-    losses = [bp_step(*bp, *batch) for batch in steps("bp", bp[1], cfg.bp_lr)]
+    losses = steps("bp", bp[1], cfg.bp_lr, lambda x, labels, _: [(bp_step(*bp, x, labels),)])
+    losses = [float(host(loss)) for ((loss,),) in losses]
     return ff_log, {"loss": np.mean(losses), "seconds": time.perf_counter() - start}
 
 
@@ -379,19 +399,19 @@ def evaluate(ff, bp, split, cfg, n_classes):
         scores["ff"]["val_acc"] = accuracy(ff_vote(g, cfg), y)
         if bp:
             scores["bp"]["val_acc"] = accuracy(bp_predict(bp[0], x), y)
-        return scores, g, y
-    return scores, g_train, y
+        return scores, host(g), host(y)
+    return scores, host(g_train), host(y)
 
 
 def test(folder, ff, bp, split, cfg, n_classes):
     """The one look at the test set -> the record's last line."""
-    x, y = split.floats(split.test[0]), split.test[1]
+    x, y = split.floats(split.test[0]), host(split.test[1])
     start = time.perf_counter()
-    g = ff_goodness(ff[0], x, cfg, n_classes)
+    g = host(ff_goodness(ff[0], x, cfg, n_classes))
     seconds = time.perf_counter() - start
     predicted = {"ff": ff_vote(g, cfg)}
     if bp:
-        predicted["bp"] = bp_predict(bp[0], x)
+        predicted["bp"] = host(bp_predict(bp[0], x))
     final = {"test_images": len(y)}
     for name, p in predicted.items():
         final[name] = {"test_acc": accuracy(p, y), "per_class": per_class_accuracy(p, y, n_classes)}
@@ -405,7 +425,7 @@ def test(folder, ff, bp, split, cfg, n_classes):
 
 def snapshot(folder, epoch, ff, g, labels):
     """What the figures need of this epoch: first-layer filters at six places, goodness of every label on validation."""
-    W = ff[0][0].params["W"]  # (OH, OW, rf, rf, C, O)
+    W = host(ff[0][0].params["W"])  # (OH, OW, rf, rf, C, O)
     h, w = W.shape[0] - 1, W.shape[1] - 1
     places = np.array([(0, 0), (0, w), (h // 2, w // 4), (h // 2, w - w // 4), (h, 0), (h, w)])
     arrays = {"filters": W[places[:, 0], places[:, 1]], "places": places, "goodness": g, "labels": labels}
@@ -415,14 +435,14 @@ def snapshot(folder, epoch, ff, g, labels):
 
 def where(folder, layers, split, x, predicted):
     """Goodness of every label at every location, of the first six test images recognised and six mistaken."""
-    images, labels = split.test
+    images, labels = map(host, split.test)
     right, wrong = np.flatnonzero(predicted == labels)[:6], np.flatnonzero(predicted != labels)[:6]
     some = np.concatenate([right, wrong])
     arrays = {"images": images[some], "labels": labels[some], "predicted": predicted[some]}
-    h = x[some]
+    h = x[like(x, some)]
     for i, layer in enumerate(layers):
         a, _ = layer.image_part(h, train=False)
-        arrays[f"goodness{i}"] = layer.goodness_map(a)  # (N, H, W, K)
+        arrays[f"goodness{i}"] = host(layer.goodness_map(a))  # (N, H, W, K)
         h = normalise(relu(a))
     record.save_arrays(
         folder / "snapshots" / "where.npz", arrays, {"rf": [layer.params["W"].shape[2] for layer in layers]}
@@ -459,7 +479,7 @@ def first_snapshots(run, ff):
     _, g, y = evaluate(ff, None, run.split, run.cfg, n_classes)
     snapshot(run.folder, 0, ff, g, y)
     examples = {"images": ds.x_train[[int(np.argmax(ds.y_train == k)) for k in range(n_classes)]]}
-    examples["mean"] = run.split.mean
+    examples["mean"] = run.split.about["mean"]
     record.save_arrays(run.folder / "snapshots" / "examples.npz", examples, {"class_names": list(ds.class_names)})
 
 
@@ -497,7 +517,7 @@ def run(cfg, options, threads):
     final = test(folder, ff, bp, split, cfg, n_classes) | {"seconds": clock.seconds()}
     record.append(folder, {"final": final})
     if options.save:
-        arrays = {f"ff/{i}/{k}": p for i, layer in enumerate(ff[0]) for k, p in layer.params.items()}
+        arrays = {f"ff/{i}/{k}": host(p) for i, layer in enumerate(ff[0]) for k, p in layer.params.items()}
         record.save_arrays(options.save, arrays, {"config": asdict(cfg), "dataset": this.ds.name})
     report(final, this.ds)
     return folder, final
@@ -516,9 +536,10 @@ def report(final, ds):
 
 
 def main():
-    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS)
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, presets=PRESETS, device=True)
     threads = runs.threads(options)
-    compilation.announce("local")
+    if options.device == "cpu":
+        compilation.announce("local")
     finals = []
     for seed in options.seeds:
         cfg.seed = seed

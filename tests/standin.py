@@ -99,6 +99,15 @@ for _name in FUNCTIONS:
     globals()[_name] = _function(_name)
 
 
+class lib:
+    """cupy.lib"""
+
+    class stride_tricks:
+        as_strided = staticmethod(
+            lambda x, shape, strides: wrap(np.lib.stride_tricks.as_strided(unwrap(x), shape, strides))
+        )
+
+
 def asarray(array):
     """The one deliberate way in (cupy.asarray)."""
     return ndarray(array)

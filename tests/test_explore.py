@@ -101,8 +101,7 @@ def test_regions_are_losses_of_their_own(shapes):
     cfg = small(beta=20.0, peer=0.0)
     layers, _, x, y, _ = net(cfg, shapes)
     layer, rng = layers[0], np.random.default_rng(0)
-    layer.layer.params.update({k: layer.params[k].astype(np.float64) for k in ("W", "b")})
-    layer.params.update(layer.layer.params | {"U": layer.params["U"].astype(np.float64)})
+    layer.params.update({k: p.astype(np.float64) for k, p in layer.params.items()})
     x = x.astype(np.float64)
     opt = Descent(layer.params)
     opt.lr = 0.0

@@ -19,6 +19,7 @@ from common.conv import Conv2d
 from common.split import Split
 
 cnn = scripts.load("ff_cnn/train.py")
+lc = scripts.load("ff_cifar_lc/train.py")
 amsga, hff, dtg_mlp = (scripts.load(f"ff_mnist/{name}.py") for name in ("amsga", "hff", "dtg_mlp"))
 train, recurrent, backprop = (scripts.load(f"ff_mnist/{name}.py") for name in ("train", "recurrent", "backprop"))
 
@@ -139,6 +140,42 @@ def test_backpropagation_is_the_same_on_every_device(name, optimiser):
     # Adam divides by the gradient's size, so what rounding adds to one near zero counts in full, and the last layer's
     # weights are nothing but such steps (they start at 0): on an H200, 5e-7, 2e-7 and 1.1e-4.
     assert max(differences[:-1]) < 1e-4 and differences[-1] < (1e-3 if optimiser == "adam" else 1e-4), differences
+
+
+LC = {
+    "all labels": {},
+    "pairs": {"negatives": "sampled", "loss": "threshold", "beta": 8.0},
+    "hardest": {"negatives": "hard"},
+    "rows": {"negatives": "uniform", "neutral": False},
+    "write-up": lc.PRESETS["write-up"] | {"rf": "5,3", "lr": 0.003, "bp_lr": 0.001},
+}
+
+
+@pytest.mark.parametrize("name", ["stand-in", "CuPy"])
+@pytest.mark.parametrize("settings", LC)
+def test_locally_connected_networks_are_the_same_on_every_device(name, settings):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (70, 12, 12, 3)).astype(np.uint8), rng.integers(0, 10, 70).astype(np.uint8)
+    x[np.arange(70), 4:8, y] = 255
+    ds = SimpleNamespace(x_train=x, y_train=y, x_test=x[:30], y_test=y[:30], class_names=list("0123456789"), name="n")
+    small = {"n_epochs": 2, "channels": 4, "batch_size": 10, "validation": 20, "eval_subset": 20, "train_subset": 0}
+    cfg = lc.Config(**{"rf": "5,3", "beta": 64.0} | LC[settings] | small)
+    lc.check(cfg, ds)
+    found = []
+    for xp in (np, other_module(name)):
+        split, (ff, bp, rngs) = lc.Split(ds, cfg), lc.networks(cfg, (12, 12, 3), 10)
+        if xp is not np:
+            split.to(xp)
+            runs.move(xp, {"ff": ff, "bp": bp})
+        logs = [lc.train_epoch(ff, bp, split, rngs, cfg, 10, epoch) for epoch in (1, 2)]
+        scores, g, _ = lc.evaluate(ff, bp, split, cfg, 10)
+        weights = [arrays.host(p).ravel() for net in (ff, bp) for layer in net[0] for p in layer.params.values()]
+        found.append((np.concatenate(weights), [log["loss"] for both in logs for log in both], g, scores))
+    assert far(found[1][0], found[0][0]) < 2e-3  # Adam's first steps are signs, also of gradients next to 0
+    for ours, theirs in zip(found[1][1], found[0][1], strict=True):
+        assert np.allclose(ours, theirs, rtol=2e-3)
+    assert far(found[1][2], found[0][2]) < 2e-3
+    assert all(abs(found[1][3][net]["val_acc"] - found[0][3][net]["val_acc"]) <= 0.1 for net in ("ff", "bp"))
 
 
 CNN = {

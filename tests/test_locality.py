@@ -118,7 +118,7 @@ def test_training_and_prediction_share_one_goodness(way):
     cfg = WAYS[way]
     layers = ff_layers(cfg)
     opts = [Adam(layer.params, 0.0) for layer in layers]  # learning rate 0: the weights stay
-    log = ff_step(layers, opts, cfg)
+    log = np.array(ff_step(layers, opts, cfg))
     g = train.ff_goodness(layers, IMAGES, cfg, 10)  # (n_layers, N, 10)
     rows = np.arange(len(LABELS))
     right = g[:, rows, LABELS]

@@ -8,6 +8,8 @@ of `rows` x `n_classes` pixels in the top-left corner, all channels, is overwrit
 with ON.
 """
 
+from functools import cache
+
 import numpy as np
 
 from common.arrays import like, namespace
@@ -50,21 +52,27 @@ def sampled_labels(logits, labels, rng):
     return (_without_true(logits, labels) + like(logits, noise)).argmax(axis=1)
 
 
-def hybrid_masks(n, side, blurs, rng):
+def hybrid_masks(n, side, blurs, rng, xp=np):
     """Large random regions of ones and zeros (n, side, side), bool: random bits, blurred again and again with
     [1/4, 1/2, 1/4] in both directions, then cut at 1/2 (Hinton 2022, section 3.2). At the edges pixels repeat."""
+    blur = _blur(side, blurs, xp)
+    bits = xp.asarray(rng.integers(0, 2, (n, side, side))).astype(np.float32)
+    return xp.matmul(xp.matmul(blur, bits), blur) > 0.5  # blur is symmetric
+
+
+@cache
+def _blur(side, blurs, xp):
+    """All blurs along one direction, as a matrix (side, side)."""
     blur = np.eye(side) / 2 + (np.eye(side, k=1) + np.eye(side, k=-1)) / 4
     blur[0, 0] = blur[-1, -1] = 3 / 4
-    blur = np.linalg.matrix_power(blur, blurs).astype(np.float32)
-    bits = rng.integers(0, 2, (n, side, side)).astype(np.float32)
-    return blur @ bits @ blur > 0.5  # blur is symmetric
+    return xp.asarray(np.linalg.matrix_power(blur, blurs).astype(np.float32))
 
 
 def hybrid_images(images, masks, rng):
     """Negatives without labels: image b where masks[b], another image of the batch elsewhere. (B, H, W, C)."""
-    B = len(images)
-    other = (np.arange(B) + rng.integers(1, B, B)) % B  # never the same image
-    return np.where(masks[..., None], images, images[other])
+    xp, B = namespace(images), len(images)
+    other = (xp.arange(B) + like(images, rng.integers(1, B, B))) % B  # never the same image
+    return xp.where(masks[..., None], images, images[other])
 
 
 def _without_true(g, labels):

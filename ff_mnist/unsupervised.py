@@ -32,6 +32,7 @@ from common import cli, compilation, record, runs, split  # before NumPy, see co
 # isort: split
 import numpy as np
 
+from common.arrays import host, like, namespace
 from common.evaluate import accuracy, in_batches, silent
 from common.goodness import SumSquare, normalise, peers, softmax_cross_entropy, threshold_loss, unsettled
 from common.labels import hybrid_images, hybrid_masks
@@ -39,6 +40,7 @@ from common.layers import Dense
 from common.local2d import LocallyConnected2d
 from common.optim import SCHEDULES, SGD
 from common.split import Split, pixels
+from common.steps import Steps
 
 
 @dataclass
@@ -86,19 +88,21 @@ class Net:
         self.head = Dense(shown, n_classes, rng, relu=False, gain=0.0)
         self.opts = [SGD(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in self.layers]
         self.head_opt = SGD(self.head.params, cfg.head_lr, decay=cfg.head_decay)
+        self.parts = {"layers": (self.layers, self.opts), "head": ([self.head], [self.head_opt])}
+        self.steps = Steps()
 
 
 def ff_step(net, images, labels, cfg, rng):
     """One step of all layers: uint8 images (B, H, W, C), labels (B,) for the softmax -> layer by layer loss, g+, g-."""
-    B = len(images)
-    hybrids = hybrid_images(images, hybrid_masks(B, images.shape[1], cfg.blurs, rng), rng)
-    h = inputs(np.concatenate([images, hybrids]), cfg)  # (2B, ...)
-    t = np.repeat(np.float32([1, -1]), B)
+    B, xp = len(images), namespace(images)
+    hybrids = hybrid_images(images, hybrid_masks(B, images.shape[1], cfg.blurs, rng, xp), rng)
+    h = inputs(xp.concatenate([images, hybrids]), cfg)  # (2B, ...)
     log, states = [], []
     for layer, opt in zip(net.layers, net.opts, strict=True):
         y, cache = layer.forward(h)  # (2B, ...)
         g, squares = SumSquare().forward(y)
-        loss, dg = threshold_loss(g, t, cfg.theta * y[0].size)
+        one = xp.ones_like(g[:B])
+        loss, dg = threshold_loss(g, xp.concatenate([one, -one]), cfg.theta * y[0].size)
         pull = peers(layer.state["mean"], y[:B], cfg.peer, len(y))
         if cfg.local:
             grads = layer.backward(SumSquare().backward(dg, squares), cache, pull=pull)[1]
@@ -109,9 +113,9 @@ def ff_step(net, images, labels, cfg, rng):
         h = normalise(y)
         states.append(flat(h[:B]))
         log.append((loss, g[:B].mean(), g[B:].mean()))
-    logits, cache = net.head.forward(np.concatenate(states[-cfg.readout :], axis=1))
+    logits, cache = net.head.forward(xp.concatenate(states[-cfg.readout :], axis=1))
     net.head_opt.step(net.head.backward(softmax_cross_entropy(logits, labels)[1], cache)[1])  # nothing goes down
-    return np.array(log)  # (n_layers, 3)
+    return log  # n_layers times 3 numbers
 
 
 def inputs(images, cfg):
@@ -126,14 +130,14 @@ def flat(x):
 
 def predict(net, images, cfg):
     """The softmax's answer: uint8 images (N, H, W, C) -> labels (N,)."""
-    found = []
+    found, xp = [], namespace(images)
     for some in in_batches(len(images), 500):
         h, states = inputs(images[some], cfg), []
         for layer in net.layers:
             h = normalise(layer.forward(h, train=False)[0])
             states.append(flat(h))
-        found.append(net.head.forward(np.concatenate(states[-cfg.readout :], axis=1))[0].argmax(axis=1))
-    return np.concatenate(found)
+        found.append(net.head.forward(xp.concatenate(states[-cfg.readout :], axis=1))[0].argmax(axis=1))
+    return xp.concatenate(found)
 
 
 def check(cfg, ds):
@@ -159,16 +163,20 @@ def check(cfg, ds):
 def train_epoch(net, data, rng, cfg, epoch):
     """One pass over the training images -> means over the epoch."""
     n = len(data.train[0])
-    batches = in_batches(n, cfg.batch_size)
-    order = rng.permutation(n)
-    start, log = time.perf_counter(), []
-    for i, some in enumerate(cli.progress(batches, f"{epoch}/{cfg.n_epochs}"), start=(epoch - 1) * len(batches)):
-        factor = SCHEDULES[cfg.schedule](i, cfg.n_epochs * len(batches))
+    order, start = rng.permutation(n), time.perf_counter()
+    batches = [order[rows] for rows in in_batches(n, cfg.batch_size)]
+    first, total = (epoch - 1) * len(batches), cfg.n_epochs * len(batches)
+    factors = [float(SCHEDULES[cfg.schedule](first + i, total)) for i in range(len(batches))]
+
+    def step(rng, rows, factor):
         for opt in net.opts:
             opt.lr = cfg.lr * factor
         net.head_opt.lr = cfg.head_lr * factor
-        images, labels = (part[order[some]] for part in data.train)
-        log.append(ff_step(net, images, labels, cfg, rng))
+        images, labels = (part[like(part, rows)] for part in data.train)
+        return ff_step(net, images, labels, cfg, rng)
+
+    log = net.steps(step, [*net.opts, net.head_opt], rng, f"{epoch}/{cfg.n_epochs}", batches, factors)
+    log = [[[float(host(v)) for v in layer] for layer in each] for each in log]  # (steps, n_layers, 3)
     loss, g_pos, g_neg = np.mean(log, axis=0).T
     return {"loss": loss, "g_pos": g_pos, "g_neg": g_neg, "silent": silent(net.layers)} | {
         "seconds": time.perf_counter() - start
@@ -178,10 +186,10 @@ def train_epoch(net, data, rng, cfg, epoch):
 def snapshot(folder, epoch, net, data, cfg):
     """What the figures need of this epoch: first-layer weights of 64 units, images, masks and hybrids."""
     rng = np.random.default_rng([cfg.seed, 5])
-    images = data.train[0][:8]
+    images = host(data.train[0][:8])
     masks = hybrid_masks(8, images.shape[1], cfg.blurs, rng)
     arrays = {"images": images, "masks": masks, "hybrids": hybrid_images(images, masks, rng)}
-    W = net.layers[0].params["W"]
+    W = host(net.layers[0].params["W"])
     arrays["filters"] = W[W.shape[0] // 2, W.shape[1] // 2, :, :, 0, :64] if cfg.local else W[:, :64]
     (folder / "snapshots").mkdir(exist_ok=True)
     record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", arrays, {"epoch": epoch})
@@ -189,12 +197,12 @@ def snapshot(folder, epoch, net, data, cfg):
 
 def run(cfg, options, threads):
     """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
-    compilation.announce("dense", *(["local"] if cfg.local else []))
+    if options.device == "cpu":
+        compilation.announce("dense", *(["local"] if cfg.local else []))
     this = runs.open_run(cfg, options, threads, "ff_mnist_unsupervised", runs.images("mnist"), check, Split)
     cfg, data = this.cfg, this.split
     net = Net(cfg, this.ds.x_train.shape[1:], data.n_classes, np.random.default_rng([cfg.seed, 0]))
-    saved = {"layers": (net.layers, net.opts), "head": ([net.head], [net.head_opt])}
-    rng = np.random.default_rng([cfg.seed, 3])
+    saved, rng = net.parts, np.random.default_rng([cfg.seed, 3])
     this.restore(saved, {"rng": rng})
     clock = runs.Clock(this.done, cfg.n_epochs)
     for epoch in range(this.done + 1, cfg.n_epochs + 1):
@@ -217,7 +225,7 @@ def run(cfg, options, threads):
 
 
 def main():
-    cfg, options = cli.parse(Config, __doc__, choices=CHOICES)
+    cfg, options = cli.parse(Config, __doc__, choices=CHOICES, device=True)
     threads = runs.threads(options)
     lr, blurs = SUITED[cfg.local]
     cfg.lr, cfg.blurs = cfg.lr or lr, blurs if cfg.blurs == -1 else cfg.blurs  # a record must say what was used

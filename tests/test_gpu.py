@@ -19,7 +19,7 @@ from common.conv import Conv2d
 from common.split import Split
 
 cnn = scripts.load("ff_cnn/train.py")
-lc = scripts.load("ff_cifar_lc/train.py")
+lc, unsupervised = scripts.load("ff_cifar_lc/train.py"), scripts.load("ff_mnist/unsupervised.py")
 amsga, hff, dtg_mlp = (scripts.load(f"ff_mnist/{name}.py") for name in ("amsga", "hff", "dtg_mlp"))
 train, recurrent, backprop = (scripts.load(f"ff_mnist/{name}.py") for name in ("train", "recurrent", "backprop"))
 
@@ -140,6 +140,28 @@ def test_backpropagation_is_the_same_on_every_device(name, optimiser):
     # Adam divides by the gradient's size, so what rounding adds to one near zero counts in full, and the last layer's
     # weights are nothing but such steps (they start at 0): on an H200, 5e-7, 2e-7 and 1.1e-4.
     assert max(differences[:-1]) < 1e-4 and differences[-1] < (1e-3 if optimiser == "adam" else 1e-4), differences
+
+
+@pytest.mark.parametrize("name", ["stand-in", "CuPy"])
+@pytest.mark.parametrize("settings", [{"sizes": "40,30,20"}, {"local": True}])
+def test_hybrid_negatives_are_the_same_on_every_device(name, settings):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (44, 28, 28, 1)).astype(np.uint8), rng.integers(0, 10, 44).astype(np.uint8)
+    ds = SimpleNamespace(x_train=x, y_train=y, x_test=x, y_test=y, class_names=list("0123456789"), name="noise")
+    cfg = unsupervised.Config(batch_size=8, validation=10, n_epochs=2, lr=0.0005, blurs=3, **settings)
+    found = []
+    for xp in (np, other_module(name)):
+        data, net = Split(ds, cfg), unsupervised.Net(cfg, (28, 28, 1), 10, np.random.default_rng(1))
+        if xp is not np:
+            data.to(xp)
+            runs.move(xp, net.parts)
+        rng = np.random.default_rng(2)
+        logs = [unsupervised.train_epoch(net, data, rng, cfg, epoch) for epoch in (1, 2)]
+        predicted = arrays.host(unsupervised.predict(net, data.val[0], cfg))
+        weights = [arrays.host(p).ravel() for layer in [*net.layers, net.head] for p in layer.params.values()]
+        found.append((np.concatenate(weights), [log[k] for log in logs for k in ("loss", "g_pos", "g_neg")], predicted))
+    assert far(found[1][0], found[0][0]) < 1e-4
+    assert np.allclose(found[1][1], found[0][1], rtol=1e-3) and (found[1][2] == found[0][2]).mean() >= 0.9
 
 
 LC = {

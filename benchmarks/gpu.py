@@ -3,7 +3,8 @@
     parity       convolution and what blocks measure and hand on, norm by norm: 1e-5 in float32, 1e-3 with TF32
     ff_cnn       a training step of VGG8, DTG-FF and backpropagation, as ff_cnn/train.py on CUDA takes it (recorded
                  once, then replayed), against the same in PyTorch (eager, TF32, the faster of both memory layouts)
-    ff_mnist     an epoch of 4 x 2000 units, as ff_mnist/train.py --device cuda takes it
+    ff_mnist     an epoch of train.py, 4 x 2000 units; a step of hff.py and dtg_mlp.py
+    ff_cifar_lc  an epoch of the default run and of its BP twin
 
 The images are not changed at random here, and the same batch comes again and again: PyTorch loads nothing either.
 
@@ -11,8 +12,10 @@ The images are not changed at random here, and the same batch comes again and ag
 """
 
 import argparse
+import importlib.util
 import sys
 import time
+from types import SimpleNamespace
 
 from timing import worst  # before NumPy, see common/__init__.py
 
@@ -23,6 +26,8 @@ from cnn_step import cnn
 
 from common import ROOT, arrays, cli, pool, runs
 from common.conv import Conv2d
+from common.data import datasets
+from common.split import Split
 
 
 def seconds_of(xp, f, n):
@@ -106,15 +111,22 @@ def steps(xp, torch, credit, args):
         )
 
 
+def script(path):
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_"), ROOT / f"{path}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def noise(n, shape):
+    """A data set of n images that are nothing."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (n, *shape)).astype(np.uint8), rng.integers(0, 10, n).astype(np.uint8)
+    return SimpleNamespace(x_train=x, y_train=y, x_test=x[:100], y_test=y[:100], class_names=list("0123456789"))
+
+
 def mnist_epoch(xp, data_dir):
-    import importlib.util
-
-    from common.data import datasets
-    from common.split import Split
-
-    spec = importlib.util.spec_from_file_location("ff_mnist_train", ROOT / "ff_mnist" / "train.py")
-    train = sys.modules["ff_mnist_train"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
+    train = script("ff_mnist/train")
     cfg = train.Config(validation=0)
     data = Split(datasets.load("auto", data_dir, auto="mnist", quiet=True), cfg)
     net, rng = train.Net(cfg, data.size, 10, np.random.default_rng(1)), np.random.default_rng(0)
@@ -122,7 +134,33 @@ def mnist_epoch(xp, data_dir):
     runs.move(xp, net.parts)
     train.train_epoch(net, data, rng, cfg, 1)
     s = seconds_of(xp, lambda: train.train_epoch(net, data, rng, cfg, 2), 1)
-    print(f"\nff_mnist/train.py, 4 x 2000 units, an epoch of {len(data.train[0])} images: {s:.2f} s")
+    print(f"\nff_mnist/train.py, 4 x 2000 units, an epoch of {len(data.train[0])} images: {s:.2f} s", flush=True)
+
+
+def dense_epoch(xp, name, settings, n=20000):
+    """An epoch of hff.py or dtg_mlp.py on images like CIFAR-10's, and the share of it that is matrix products."""
+    module = script(f"ff_mnist/{name}")
+    cfg = module.Config(**settings, validation=0)
+    data = Split(noise(n, (32, 32, 3)), cfg)
+    net, rng = module.Net(cfg, data.size, 10, np.random.default_rng(1)), np.random.default_rng(0)
+    data.to(xp)
+    runs.move(xp, net.parts)
+    module.train_epoch(net, data, rng, cfg, 1)
+    s = seconds_of(xp, lambda: module.train_epoch(net, data, rng, cfg, 2), 2) / (n // cfg.batch_size)
+    print(f"\nff_mnist/{name}.py, {cfg.sizes} units, batch {cfg.batch_size}: {1e3 * s:.2f} ms a step", flush=True)
+
+
+def lc_epoch(xp, n=10000):
+    """An epoch of ff_cifar_lc/train.py, all ten labels, and of its BP twin."""
+    lc = script("ff_cifar_lc/train")
+    cfg = lc.Config(validation=0, train_subset=n, eval_subset=100)
+    split, (ff, bp, rngs) = lc.Split(noise(n, (32, 32, 3)), cfg), lc.networks(cfg, (32, 32, 3), 10)
+    split.to(xp)
+    runs.move(xp, {"ff": ff, "bp": bp})
+    lc.train_epoch(ff, bp, split, rngs, cfg, 10, 1)
+    logs = lc.train_epoch(ff, bp, split, rngs, cfg, 10, 2)
+    times = "  ".join(f"{name} {n / log['seconds']:.0f} images/s" for name, log in zip(("FF", "BP"), logs, strict=True))
+    print(f"\nff_cifar_lc/train.py, two layers of {cfg.channels} channels: {times}", flush=True)
 
 
 def main():
@@ -145,6 +183,9 @@ def main():
     for credit in ("local", "bp"):
         steps(xp, torch, credit, args)
     mnist_epoch(xp, args.data_dir)
+    dense_epoch(xp, "hff", {"sizes": "2000,2000,2000", "jitter": 4, "flip": True})
+    dense_epoch(xp, "dtg_mlp", {"sizes": "2048,2048,2048,2048", "jitter": 4, "flip": True})
+    lc_epoch(xp)
 
 
 if __name__ == "__main__":

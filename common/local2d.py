@@ -80,6 +80,29 @@ class LocallyConnected2d:
         self.weight_grad_window(x, dz, grads, self.everywhere)
         return self._input_grad(dz, x_shape) if need_dx else None, grads
 
+    def linear(self, x):
+        """x (B, H, W, C) -> (B, OH, OW, O), without bias and ReLU."""
+        x = x.astype(self.params["W"].dtype, copy=False)
+        if kernels(x) is None:
+            patches = self._patches(x)
+            z = namespace(x).matmul(patches, self.params["W"].reshape(*patches.shape[::2], -1))
+            return z.transpose(1, 0, 2).reshape(len(x), *self.out_shape)
+        y = self.new_output(len(x))
+        self.forward_window(self.pack(x), y, 0, len(x), self.everywhere, linear=True)
+        return y.transpose(3, 0, 1, 2)
+
+    def linear_grads(self, x, dz):
+        """x (B, H, W, C) that `linear` saw, dz (B, OH, OW, O) = dL/d of what it gave -> grads {"W", "b"}, of which b's
+        is that of a bias added to it."""
+        if kernels(x) is None:
+            B, (OH, OW, O) = len(dz), self.out_shape
+            dz_t = dz.reshape(B, OH * OW, O).transpose(1, 0, 2)
+            dW = namespace(x).matmul(self._patches(x).transpose(0, 2, 1), dz_t)
+            return {"W": dW.reshape(self.params["W"].shape), "b": dz.sum(axis=0)}
+        grads = {k: aligned(self.params[k].shape) for k in ("W", "b")}
+        self.weight_grad_window(self.pack(x), batch_innermost(dz), grads, self.everywhere)
+        return grads
+
     # ---- reference path: patches as a copy, one matrix product per location
 
     def _patches(self, x):

@@ -1,0 +1,173 @@
+"""ff_cifar_lc/recurrent.py: gradients, locality in depth and in time, and a run that resumes to the same bits."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gradcheck
+import numpy as np
+import pytest
+import scripts
+
+from common.two_way import unroll
+
+ROOT = Path(__file__).resolve().parent.parent
+recurrent = scripts.load("ff_cifar_lc/recurrent.py")
+F64, K = np.float64, 3
+rng = np.random.default_rng(0)
+LABELS = np.array([0, 2, 1, 1])
+BOTH = np.concatenate([LABELS, (LABELS + 1) % K])
+SMALL = recurrent.Config(rf=3, channels=2, steps=4, first=2, last=3, peer=0.0, n_layers=2)
+
+
+def stack(cfg, dtype=F64, seed=0):
+    r, hidden, layers = np.random.default_rng(seed), (5, 5, cfg.channels), []
+    for i in range(cfg.n_layers):
+        top = i == cfg.n_layers - 1
+        above, told = (hidden, 0) if cfg.top_down and not top else (None, K)
+        below = hidden if i else (5, 5, 2)
+        layers.append(recurrent.TwoWay(below, cfg.channels, cfg.rf, above, told, r, dtype=dtype))
+        layers[-1].params["b"] += (0.1 * r.standard_normal(layers[-1].params["b"].shape)).astype(dtype)
+    return layers
+
+
+def beginning(layers, x):
+    start, drive = recurrent.bottom_up(layers, x)
+    return recurrent.rows_of(start, 2), recurrent.rows_of([drive], 2)[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"objective": "max"}, {"n_layers": 3}, {"top_down": False}])
+def test_gradient_is_that_of_every_step_alone(settings):
+    """With what the neighbours send and the old state held as they were, the mean of L over the steps has these."""
+    cfg = replace(SMALL, **settings)
+    layers, x = stack(cfg), rng.standard_normal((4, 5, 5, 2))
+    start, drive = beginning(layers, x)
+    grads, _ = recurrent.ff_grads(layers, x, BOTH, start, drive, cfg)
+    trace = list(unroll(layers, drive, [layer.lead(BOTH) for layer in layers], start, cfg.steps, cfg.damping))
+    t = np.repeat([1.0, -1.0], 4) * (1 if cfg.objective == "max" else -1)
+    for i, layer in enumerate(layers):
+
+        def objective(i=i, layer=layer):
+            total, old = 0.0, start[i]
+            n = cfg.steps - (len(layers) - 1 - i if cfg.top_down else 0)
+            for step, (h, _, now) in enumerate(trace):
+                z = layer.from_below(np.concatenate([x, x]) if i == 0 else h[i - 1]) + layer.params["b"]
+                z = z + (layer.from_above(h[i + 1]) if layer.above else 0)
+                z = z + (layer.lead(BOTH) if "U" in layer.params else 0)
+                y = cfg.damping * old + (1 - cfg.damping) * np.maximum(z, 0)
+                if step >= cfg.steps - n:  # the label has reached this layer
+                    g = (y**2).mean(axis=(1, 2, 3))
+                    total += np.log1p(np.exp(-t * y[0].size * (g - cfg.theta))).mean()
+                old = now[i]
+            return total / n
+
+        gradcheck.check(objective, layer.params, grads[i], tolerance=1e-5)
+
+
+def test_no_gradient_goes_back_in_time():
+    """The gradient over four steps is the mean of those of single steps, each started where the last one ended."""
+    cfg = replace(SMALL, top_down=False)  # the label reaches all layers at once
+    layers, x = stack(cfg), rng.standard_normal((4, 5, 5, 2))
+    state, drive = beginning(layers, x)
+    whole, _ = recurrent.ff_grads(layers, x, BOTH, state, drive, cfg)
+    leads, alone = [layer.lead(BOTH) for layer in layers], []
+    for _ in range(cfg.steps):
+        alone.append(recurrent.ff_grads(layers, x, BOTH, state, drive, replace(cfg, steps=1))[0])
+        _, _, state = next(unroll(layers, drive, leads, state, 1, cfg.damping))
+    for i, grads in enumerate(whole):
+        for k in grads:
+            assert np.allclose(grads[k], np.mean([step[i][k] for step in alone], axis=0), rtol=1e-10, atol=1e-14)
+
+
+def test_a_layer_learns_from_its_own_goodness_alone():
+    """Other weights above change what a layer hears, but with one time step it has heard nothing yet."""
+    cfg = replace(SMALL, steps=2, first=1, last=2)
+    layers, other = stack(cfg), stack(cfg)
+    other[1].params["W"] *= 1.5
+    x = rng.standard_normal((4, 5, 5, 2))
+    start, drive = beginning(layers, x)
+    ours, theirs = (recurrent.ff_grads(net, x, BOTH, start, drive, cfg)[0] for net in (layers, other))
+    # step 1 hands the top layer's new state down; its own loss hands down nothing
+    frozen = list(unroll(layers, drive, [layer.lead(BOTH) for layer in layers], start, 2, cfg.damping))
+    assert not np.allclose(ours[1]["W"], theirs[1]["W"]) and not np.allclose(ours[0]["V"], theirs[0]["V"])
+    assert np.array_equal(frozen[0][2][0][:4], frozen[0][2][0][4:])  # the label has not reached the lower layer
+    assert not np.allclose(frozen[1][2][0][:4], frozen[1][2][0][4:])  # and now it has
+
+
+@pytest.mark.parametrize("settings", [{}, {"n_layers": 3, "channels": 3}, {"top_down": False}])
+def test_kernels_and_formulas_agree(settings):
+    cfg = replace(SMALL, **settings)
+    x = rng.standard_normal((4, 5, 5, 2))
+    found = []
+    for dtype in (F64, np.float32):
+        layers = stack(cfg, dtype)
+        start, drive = beginning(layers, x.astype(dtype))
+        found.append(recurrent.ff_grads(layers, x.astype(dtype), BOTH, start, drive, cfg))
+    for exact, ours in zip(found[0][0], found[1][0], strict=True):
+        for k in exact:
+            assert np.linalg.norm(ours[k] - exact[k]) < 1e-5 * np.linalg.norm(exact[k])
+
+
+def test_votes_follow_the_objective():
+    g = np.zeros((4, 2, 1, 3))
+    g[1:3, :, 0, 2], g[0, :, 0, 0] = 1.0, 9.0  # steps 2 and 3 count
+    assert recurrent.vote(g, SMALL)[0] in (0, 1) and recurrent.vote(g, replace(SMALL, objective="max"))[0] == 2
+
+
+def test_an_answer_does_not_depend_on_its_neighbours():
+    cfg = replace(SMALL, rf=3)
+    net = recurrent.Net(cfg, (6, 6, 3), 10, np.random.default_rng(1))
+    x = rng.standard_normal((5, 6, 6, 3)).astype(np.float32)
+    every, one = (recurrent.goodness_of_labels(net, some, cfg, 10) for some in (x, x[:1]))
+    assert every.shape == (4, 2, 5, 10) and np.allclose(every[:, :, :1], one, rtol=1e-5)
+
+
+FLAGS = "--dataset shapes --train-subset 60 --validation 40 --eval-subset 20 --no-full-test --rf 3 --batch-size 20"
+
+
+def call(cwd, *flags):
+    command = [sys.executable, str(ROOT / "ff_cifar_lc/recurrent.py"), *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    done = call(tmp_path, *FLAGS.split(), "--n-epochs", 3, "--out", "whole", "--no-figures", "--save", "whole.npz")
+    assert done.returncode == 0 and "test errors" in done.stdout, done.stderr
+    (folder,) = (tmp_path / "whole").iterdir()
+    whole = np.load(tmp_path / "whole.npz")
+    lines = (folder / "record.jsonl").read_text().splitlines()
+    final = json.loads(lines[-1])["final"]
+    assert {"acc", "softmax_acc", "bp_acc", "step_acc"} <= final["test"].keys() and final["parameters"] > 0
+    call(tmp_path, *FLAGS.split(), "--n-epochs", 3, "--out", "cut", "--no-figures")
+    (folder,) = (tmp_path / "cut").iterdir()
+    text = (folder / "record.jsonl").read_text().splitlines(keepends=True)
+    (folder / "record.jsonl").write_text("".join(text[:-1]))  # as if killed before its last line
+    done = call(tmp_path, "--resume", folder, "--no-figures", "--save", "again.npz")
+    assert done.returncode == 0, done.stderr
+    again = np.load(tmp_path / "again.npz")
+    assert set(whole) == set(again) and all(np.array_equal(whole[k], again[k]) for k in whole if k != "__meta__")
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("--rf 4", "--rf 4: an odd number"),
+        ("--first 5 --last 3", "--first 5 --last 3"),
+        ("--n-layers 11", "--n-layers 11"),
+        ("--damping 1", "--damping"),
+        ("--theta 0", "--theta"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, flags, said):
+    done = call(tmp_path, *FLAGS.split(), *flags.split())
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_figures(tmp_path):
+    done = call(tmp_path, *FLAGS.split(), "--n-epochs", 2, "--snapshot-every", 1, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "out").iterdir()
+    drawn = {path.name: path.stat().st_size for path in (folder / "figures").iterdir()}
+    assert drawn.keys() == {"curves.png", "steps.png"} and max(drawn.values()) < 200_000

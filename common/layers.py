@@ -51,9 +51,9 @@ class Dense:
 
 
 def activate(z, b):
-    """ReLU(z + b), z (B, n) and b (n,); z is used up."""
+    """ReLU(z + b), z (B, ...) and b (...); z is used up."""
     k = kernels(z) or gpu_kernels(z)
-    if k and z.flags.c_contiguous:
+    if k and z.ndim == 2 and z.flags.c_contiguous:
         k.bias_relu(z, b)
         return z
     z += b

@@ -9,8 +9,8 @@ label above the top one; neither changes with time, so what they send is compute
 A layer is any object with from_below(h), from_above(h) and params["b"]; its states are (R, n) or (R, H, W, C).
 """
 
-from common.arrays import namespace
 from common.goodness import normalise
+from common.layers import activate
 
 
 def unroll(layers, drive, leads, y, steps, damping):
@@ -27,7 +27,7 @@ def unroll(layers, drive, leads, y, steps, damping):
             z = layer.from_below(h[i - 1]) if i else drive
             for part in (leads[i], above):
                 z = z if part is None else part + z
-            new.append(namespace(z).maximum(z + layer.params["b"], 0))
+            new.append(activate(z.copy() if z is drive else z, layer.params["b"]))
         y = [damping * old + (1 - damping) * each for old, each in zip(y, new, strict=True)]
         yield h, new, y
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import cli, compilation, record, runs, split  # before NumPy, see common/__init__.py
+from common import cli, compilation, record, runs, split, two_way  # before NumPy, see common/__init__.py
 
 # isort: split
 import numpy as np
@@ -88,6 +88,13 @@ class TwoWay:
         }
         self.state = {"mean": np.full(n, 0.5, dtype)}  # of each unit's activity, for peer normalisation
 
+    def from_below(self, h):
+        """h (R, n_below) -> what it adds to z (R, n)."""
+        return times(h, self.params["W"])
+
+    def from_above(self, h):
+        return times(h, self.params["V"])
+
 
 class Net:
     """Hidden layers from the image up, the softmax that draws wrong labels, and an optimiser for each."""
@@ -117,18 +124,11 @@ def unroll(layers, x, labels, y, cfg):
 
     x (B, D) images, labels (R, K) one-hot rows, y: the states at step 0, a list of (R, n). Row r shows image r mod B.
     """
-    drive = times(x, layers[0].params["W"])  # (B, n), the same at every step and under every label
+    drive = times(x, layers[0].params["W"])  # (B, n)
     drive = namespace(x).concatenate([drive] * (len(labels) // len(x)))
-    for _ in range(cfg.steps):
-        h = [normalise(v) for v in y]
-        below, above = [None, *h[:-1]], [*h[1:], labels]
-        new = []
-        for i, layer in enumerate(layers):
-            z = times(above[i], layer.params["V"])
-            z += times(below[i], layer.params["W"]) if i else drive
-            new.append(activate(z, layer.params["b"]))
-        y = [cfg.damping * old + (1 - cfg.damping) * each for old, each in zip(y, new, strict=True)]
-        yield below, above, new, y
+    leads = [None] * (len(layers) - 1) + [layers[-1].from_above(labels)]
+    for h, new, states in two_way.unroll(layers, drive, leads, y, cfg.steps, cfg.damping):
+        yield [None, *h[:-1]], [*h[1:], labels], new, states
 
 
 def ff_step(net, x, labels, cfg, rng, n_classes):
@@ -158,7 +158,7 @@ def ff_grads(layers, x, labels, y, cfg):
     t = xp.concatenate([xp.ones_like(x[:, 0]), -xp.ones_like(x[:, 0])])
     seen = [{"below": [], "above": [], "dz": [], "b": []} for _ in layers]
     log = [[] for _ in layers]
-    blind = [0 if cfg.blind else L - 1 - i for i in range(L)]  # steps before the label has come down to a layer
+    blind = [0 if cfg.blind else two_way.unreached(L, i) for i in range(L)]
     for step, (below, above, new, now) in enumerate(unroll(layers, x, labels, y, cfg)):
         below[0] = xp.concatenate([x, x])
         for i, layer in enumerate(layers):

@@ -1,0 +1,38 @@
+"""benchmarks/audit.py counts what a step holds: nothing that grows with depth in FF, everything in backpropagation."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import audit
+
+
+def activations(method, backbone):
+    cell = {"method": method, "backbone": backbone, "side": 32, "batch": 8, "width": 0.04}
+    return audit.measure(cell | {"device": "cpu", "repeats": 1})["activations"]
+
+
+@pytest.mark.parametrize("method", ["FF naive", "FF pipelined"])
+def test_forward_forward_holds_no_more_with_depth(method):
+    assert activations(method, "equal8") <= 1.1 * activations(method, "equal4")
+
+
+def test_backpropagation_holds_all_activations_and_its_tools_fewer():
+    found = {method: activations(method, "equal8") for method in audit.METHODS}
+    assert found["BP"] > 1.4 * activations("BP", "equal4") and found["BP"] > 2 * found["FF pipelined"]
+    assert found["BP, 4 parts"] < found["BP, 2 parts"] < found["BP"] and found["BP, recomputed"] < found["BP"]
+    block = 8 * 32 * 32 * 10 * 4  # bytes of one block's activity: 8 images, 10 channels
+    assert found["BP"] > 8 * block  # exactly counted: all eight blocks' are there at once
+
+
+def test_cells_are_processes_and_a_failure_is_one_line(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks/audit.py"), "--quick", "--width", "0.03", "--repeats", "1"]
+    done = subprocess.run([*command, "--out", "a.jsonl"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("MB activations") == len(audit.METHODS), done.stderr
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == len(audit.METHODS)
+    done = subprocess.run([*command, "--width", "nan"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1

@@ -1,5 +1,6 @@
 """benchmarks/audit.py counts what a step holds: nothing that grows with depth in FF, everything in backpropagation."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,24 @@ def test_cells_are_processes_and_a_failure_is_one_line(tmp_path):
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == len(audit.METHODS)
     done = subprocess.run([*command, "--width", "nan"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+def test_figures(tmp_path):
+    machine, results = {"cpu": "some"}, tmp_path / "results"
+    results.mkdir()
+    for name, shapes in (("depth", ["equal4", "equal8"]), ("nets", ["vgg8", "vgg11"])):
+        cells = [
+            {"method": m, "backbone": b, "side": 32, "batch": 32, "width": 0.25, "machine": machine}
+            | {"activations": 1e6 * (i + 1), "images_per_second": 100.0, "resident": 0.2}
+            for b in shapes
+            for i, m in enumerate(audit.METHODS)
+        ]
+        (results / f"{name}.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
+    command = [sys.executable, str(ROOT / "viz/audit.py"), "--results", str(results), "--out", "drawn"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    drawn = {path.name: path.stat().st_size for path in (tmp_path / "drawn").iterdir()}
+    assert done.returncode == 0 and drawn.keys() == {"audit_depth.png", "audit_frontier.png"}, done.stderr
+    assert max(drawn.values()) < 200_000
+    (results / "bad.jsonl").write_text('{"method": "none"}\n')
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "bad.jsonl" in done.stderr and done.stderr.count("\n") == 1

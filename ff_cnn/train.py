@@ -464,7 +464,7 @@ def evaluate(net, images, labels, cfg, data):
     psi, head = (np.concatenate(part, axis=axis) for part, axis in zip(zip(*found, strict=True), (1, 0), strict=True))
     seconds = time.perf_counter() - start
     labels = host(labels)
-    log = {"head_acc": accuracy(head.argmax(axis=1), labels), "seconds": seconds}
+    log = {"head_acc": accuracy(head.argmax(axis=1), labels), "images_per_second": len(labels) / seconds}
     if cfg.credit != "bp":
         single = psi.argmax(axis=2)  # (n_blocks, N)
         log |= {

@@ -414,3 +414,28 @@ def test_viz_never_imports_an_experiment():
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not any(name.startswith(("ff_", "common.kernels", "common.cli")) for name in names), path
+
+
+def test_family_table():
+    config = {"rule": "dtg", "credit": "local", "backbone": "vgg8", "width": 0.25, "n_epochs": 12, "train_subset": 0}
+
+    def a_run(seed, **settings):
+        first = {"command": f"python ff_cnn/train.py --seed {seed}", "config": config | {"seed": seed} | settings}
+        first |= {"dataset": {"name": "cifar10", "train": 45000}}
+        test = {"head_acc": 0.7 + 0.01 * seed, "images_per_second": 4000.0}
+        if settings.get("credit") != "bp":
+            test |= {"sum_acc": 0.6, "upper_acc": 0.65, "layer_acc": [0.3, 0.6]}
+        return [first, {"epoch": 1, "seconds": 40.0}, {"final": {"test": test, "peak_gb": 0.5}}]
+
+    runs = [[a_run(0, credit="bp")], [a_run(0, rule="asge", head="last")], [a_run(0), a_run(1)]]
+    rows = [row.strip("| ").split(" | ") for row in results.cnn_family(runs).splitlines()[2:]]
+    assert [row[0] for row in rows] == ["DTG-FF", "ASGE, head last", "backpropagation, one head"]
+    assert rows[0][1:7] == [
+        "vgg8 x 0.25",
+        "cifar10, 45 000 images, 12 epochs",
+        "60.00 ± 0.00",
+        "65.00 ± 0.00",
+        "70.50 ± 0.71",
+        "30 60",
+    ]
+    assert rows[0][7:11] == ["40.0", "0.50", "4000", "2"] and rows[2][3:7] == ["–", "–", "70.00", "–"]

@@ -415,6 +415,63 @@ def side_by_side(all_runs):
     return markdown([*head, *(f"{name}, %" for name in COMPARED_ON.values())], rows) + "\n\n" + ", ".join(sources)
 
 
+# The convolutional family: (rule, credit) -> name, passes per prediction; in the tables' order.
+FAMILY = {
+    ("dtg", "local"): ("DTG-FF", "1"),
+    ("asge", "local"): ("ASGE", "1"),
+    ("hff", "local"): ("HFF", "1"),
+    ("cwc", "local"): ("channel groups (CwC)", "1"),
+    ("linear", "local"): ("linear heads, local", "1"),
+    ("linear", "deepsup"): ("linear heads, BP through all blocks", "1"),
+    ("dtg", "deepsup"): ("DTG-FF's heads, BP through all blocks", "1"),
+    ("dtg", "bp"): ("backpropagation, one head", "1"),
+}
+CNN_ANSWERS = ("sum", "upper", "head")
+USUAL_CNN = {"head": "concat", "pipelined": True, "accumulate": 1, "recompute": False, "projection": "rule"}
+USUAL_CNN |= {"temperature": True, "norm": "layer", "goodness_norm": "none", "pooling": "rule", "alpha": 1.0}
+
+
+def cnn_name(config):
+    """What kind of run this is, in words."""
+    key = config["rule"], config["credit"]
+    if config["credit"] == "bp":
+        key = "dtg", "bp"  # no block is read
+    name, _ = FAMILY.get(key, (f"{config['rule']}, {config['credit']}", "1"))
+    return name + "".join(f", {k} {config[k]}" for k, v in USUAL_CNN.items() if config.get(k, v) != v)
+
+
+def cnn_family(all_runs):
+    """One row per method, network and data set: accuracies of its answers, of its blocks, and what they cost."""
+    rows, order = [], list(FAMILY)
+
+    def place(runs):
+        config = runs[0][0]["config"]
+        key = ("dtg", "bp") if config["credit"] == "bp" else (config["rule"], config["credit"])
+        return runs[0][0]["dataset"]["name"], order.index(key) if key in order else len(order)
+
+    for runs in sorted(all_runs, key=place):
+        config, finals = runs[0][0]["config"], [run[-1]["final"] for run in runs]
+        test = [final["test"] for final in finals]
+        row = [cnn_name(config), f"{config['backbone']} x {config['width']:g}", data(runs)]
+        row += [spread([100 * t[f"{k}_acc"] for t in test]) if f"{k}_acc" in test[0] else "–" for k in CNN_ANSWERS]
+        layers = np.mean([t["layer_acc"] for t in test], axis=0) if "layer_acc" in test[0] else []
+        row.append(" ".join(f"{100 * acc:.0f}" for acc in layers) or "–")
+        seconds = np.median([line["seconds"] for run in runs for line in epochs(run)])
+        predicted = np.median([t["images_per_second"] for t in test])
+        memory = finals[0].get("peak_gb")
+        row += [
+            f"{seconds:.1f}",
+            f"{memory:.2f}" if memory else "–",
+            f"{predicted:.0f}",
+            len(runs),
+            f"`{command(runs)}`",
+        ]
+        rows.append(row)
+    head = ["Method", "Network", "Data", *(f"{text}, %" for text in ("Sum of blocks", "upper half", "head"))]
+    head += ["Blocks alone, %", "Seconds an epoch", "GB", "Images/s, prediction", "n", "Command"]
+    return markdown(head, rows) if rows else "No results yet."
+
+
 TABLES = {  # name in the README -> folder in results/, how the records' names begin, function
     "ff_cifar_lc": ("ff_cifar_lc", "", lc_accuracy),
     "ff_cifar_lc-classes": ("ff_cifar_lc", "default", lc_classes),
@@ -442,6 +499,12 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_mnist-recurrent": ("ff_mnist_recurrent", "", variants),
     "ff_mnist-recurrent-wide": ("ff_mnist_recurrent-wide", "", variants),
     "ff_mnist-recurrent-deep": ("ff_mnist_recurrent-deep", "", variants),
+    "ff_cnn": ("ff_cnn", "", cnn_family),
+    "ff_cnn-rates": ("ff_cnn_rates", "", variants),
+    "ff_cnn-ablations": ("ff_cnn_ablations", "", effects),
+    "ff_cnn-factorial": ("ff_cnn_factorial", "", variants),
+    "ff_cnn-depth": ("ff_cnn_depth", "", variants),
+    "ff_cnn-widths": ("ff_cnn_widths", "", variants),
     "ff_mnist-descendants": ("ff_mnist_descendants", "", descendants),
     "ff_mnist-side-by-side": ("ff_mnist_side-by-side", "", side_by_side),
     **{

@@ -11,6 +11,8 @@ import scripts
 
 from common import record
 from common.goodness import softmax_cross_entropy
+from viz import ff_synthetic as figures
+from viz import results
 
 synthetic = scripts.load("ff_synthetic/train.py")
 rng = np.random.default_rng(0)
@@ -111,3 +113,40 @@ def test_a_stopped_run_goes_on(tmp_path):
 def test_mistakes_end_in_one_line(tmp_path, flags, word):
     done = call(tmp_path, *flags.split())
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and word in done.stderr
+
+
+def lines_of(method, K, accs, gap=0.1):
+    return [
+        {"method": method, "K": K, "draw": i, "test_acc": acc, "train_acc": acc + gap} for i, acc in enumerate(accs)
+    ]
+
+
+def test_tables_and_figures(tmp_path):
+    """Paired by teacher; the paper's corners are cells of the eight; the trend by resamples."""
+    lines = [{"command": "python ff_synthetic/train.py", "config": {"teacher": "default"}, "dataset": {"name": "s"}}]
+    for K, more in ((5, 0.0), (30, 0.02)):
+        for i, name in enumerate(synthetic.CELLS):
+            lines += lines_of(name, K, [0.5 + 0.001 * i, 0.7 + 0.001 * i])
+        lines += lines_of("bp", K, [0.49 - more, 0.69 - more]) + lines_of("ensemble", K, [0.52, 0.72])
+    lines.append({"final": {"cells": 1}})
+    found = figures.collect([lines])
+    names = list(synthetic.CELLS)
+    assert np.allclose(figures.differences(found, "bp", 5), 1.0) and np.allclose(
+        figures.differences(found, "bp", 30), 3.0
+    )
+    assert names[0] == "local-squares-random" and found["dtg", 5] == found[names[0], 5]
+    gap = names.index("through-plain-learned")
+    assert np.allclose(figures.differences(found, "deepsup", 5), -0.1 * gap)
+    middle, low, high = figures.contrast(found)
+    assert low <= middle <= high and np.isclose(middle, 0.0)
+    effects = figures.factor_effects(found, 5)
+    assert np.allclose(effects[0], -0.4) and np.allclose(effects[1], -0.2) and np.allclose(effects[2], -0.1)
+    table = results.synthetic_pairs([[lines]])
+    assert "| default | 5 | +1.00 ± 0.00 (2/2) | +0.38 ± 0.84 |" in table and "+0.59 to +2.15" in table
+    assert "| 60.0 / +10.0 | 84.2 / +14.5 |" in results.synthetic_gaps([[lines]])
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, "viz/ff_synthetic.py", str(tmp_path / "r.jsonl"), "--out", str(tmp_path / "drawn")]
+    done = subprocess.run(command, cwd=scripts.ROOT, capture_output=True, text=True)
+    drawn = {path.name: path.stat().st_size for path in (tmp_path / "drawn").iterdir()}
+    assert done.returncode == 0 and drawn.keys() == {"differences.png", "factors.png"}, done.stderr
+    assert max(drawn.values()) < 200_000

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import record
 from common.evaluate import mean_sd
-from viz import ff_cifar_lc_depth, style
+from viz import ff_cifar_lc_depth, ff_synthetic, style
 
 # Numbers of the write-up that ff_cifar_lc reproduces, "Forward-Forward on CIFAR-10 with locally-connected layers":
 # its headline run (one seed), with the settings and the data that a group must share to stand beside it.
@@ -472,6 +472,60 @@ def cnn_family(all_runs):
     return markdown(head, rows) if rows else "No results yet."
 
 
+def of_teachers(all_runs):
+    """{teacher: cells} of ff_synthetic's records, see viz/ff_synthetic.py."""
+    runs = [run for runs in all_runs for run in runs]
+    kinds = dict.fromkeys(run[0]["config"]["teacher"] for run in runs)
+    return {kind: ff_synthetic.collect([run for run in runs if run[0]["config"]["teacher"] == kind]) for kind in kinds}
+
+
+def synthetic_pairs(all_runs):
+    """Table 4 of the DTG-FF paper: paired differences, and the trend it had specified beforehand."""
+    rows, lines = [], []
+    for teacher, found in of_teachers(all_runs).items():
+        for K in sorted({K for method, K in found if method == "dtg"}):
+            row = [teacher, K]
+            for other in ff_synthetic.OTHERS:
+                values = ff_synthetic.differences(found, other, K)
+                wins = f" ({int((values > 0).sum())}/{len(values)})" if len(values) else ""
+                row.append(spread(values, sign=True) + wins)
+                mean, sd = ff_synthetic.PAPER.get(K, {}).get(other, (None, None))
+                row.append(f"{mean:+.2f} ± {sd:.2f}".replace("-", "−") if mean is not None else "–")
+            rows.append(row)
+        if trend := ff_synthetic.contrast(found):
+            low, high = trend[1:]
+            lines.append(
+                f"{teacher}: {trend[0]:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}".replace("-", "−")
+            )
+    head = [f"DTG-FF minus {text}" for text in ff_synthetic.OTHERS.values()]
+    head = ["Teacher", "K", *(part for text in head for part in (text, "paper"))]
+    trend = "; ".join(lines) + " (the paper: +1.37, +0.59 to +2.15)" if lines else ""
+    return (
+        f"{markdown(head, rows)}\n\nMean difference to deep supervision at K = 30 and 50, less that at K ≤ 20. {trend}"
+    )
+
+
+def synthetic_gaps(all_runs):
+    """Table 5 of the DTG-FF paper: test accuracy and train minus test, ours and the paper's."""
+    rows = []
+    for teacher, found in of_teachers(all_runs).items():
+        for K in sorted({K for _, K in found}):
+            row = [teacher, K]
+            for method in ("bp", "ensemble", "deepsup", "dtg"):
+                cells = found.get((method, K), {}).values()
+                test = [100 * c["test_acc"] for c in cells]
+                gap = [100 * (c["train_acc"] - c["test_acc"]) for c in cells]
+                row.append(f"{np.mean(test):.1f} / {np.mean(gap):+.1f}" if test else "–")
+                row.append(
+                    "{:.1f} / {:+.1f}".format(*ff_synthetic.PAPER_GAPS[K][method])
+                    if K in ff_synthetic.PAPER_GAPS
+                    else "–"
+                )
+            rows.append(row)
+    names = ("one head, BP", "four networks, BP", "all heads, BP", "DTG-FF")
+    return markdown(["Teacher", "K", *(part for name in names for part in (name, "paper"))], rows)
+
+
 TABLES = {  # name in the README -> folder in results/, how the records' names begin, function
     "ff_cifar_lc": ("ff_cifar_lc", "", lc_accuracy),
     "ff_cifar_lc-classes": ("ff_cifar_lc", "default", lc_classes),
@@ -499,6 +553,8 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_mnist-recurrent": ("ff_mnist_recurrent", "", variants),
     "ff_mnist-recurrent-wide": ("ff_mnist_recurrent-wide", "", variants),
     "ff_mnist-recurrent-deep": ("ff_mnist_recurrent-deep", "", variants),
+    "ff_synthetic": ("ff_synthetic", "", synthetic_pairs),
+    "ff_synthetic-gaps": ("ff_synthetic", "", synthetic_gaps),
     "ff_cnn": ("ff_cnn", "", cnn_family),
     "ff_cnn-rates": ("ff_cnn_rates", "", variants),
     "ff_cnn-ablations": ("ff_cnn_ablations", "", effects),

@@ -43,7 +43,8 @@ def allowed(folder, path, name):
         return folder == "benchmarks"
     if top in ("numba", "llvmlite"):
         return (
-            path.name in ("kernels_cpu.py", "kernels_conv.py", "kernels_image.py", "cli.py", "record.py", "arrays.py")
+            path.name
+            in ("kernels_cpu.py", "kernels_conv.py", "kernels_image.py", "reuse.py", "cli.py", "record.py", "arrays.py")
             or folder == "benchmarks"
         )
     if top == "train":

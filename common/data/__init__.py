@@ -1,9 +1,11 @@
 """Images as uint8 arrays, the same ones on every machine: `load("cifar10")` is all an experiment needs.
 
 formats.py reads archives that nobody should trust, download.py fetches them, datasets.py puts them into one canonical
-order and keeps them, builtin.py draws the two sets that need no network.
+order and keeps them, builtin.py draws the two sets that need no network. `Folder` (folders.py) reads images that do not
+fit into memory, batch by batch.
 """
 
 from common.data.datasets import DataError, Dataset, load, names
+from common.data.folders import Folder
 
-__all__ = ["DataError", "Dataset", "load", "names"]
+__all__ = ["DataError", "Dataset", "Folder", "load", "names"]

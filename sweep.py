@@ -57,7 +57,19 @@ def flags(cell):
 def folder_name(cell):
     """A name for the cell's folder, the same for the same settings."""
     text = "_".join(f"{name}-{value}" for name, value in cell.items())
-    return "".join(c if c.isalnum() or c in "-_.," else "-" for c in text)
+    return "".join(c if c.isalnum() or c in "-_.,+" else "-" for c in text)
+
+
+RUN_FLAGS = ("--device", "--data-dir", "--threads", "--save", "--figures", "--no-figures")  # not in a run's record
+
+
+def run_flags(words):
+    """Those of the words that say how to run, not what: a resumed run needs them again."""
+    found = []
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        if word.partition("=")[0] in RUN_FLAGS:
+            found += [word] if "=" in word or "figures" in word else [word, value]
+    return found
 
 
 def run_cell(folder, script, words):
@@ -66,7 +78,13 @@ def run_cell(folder, script, words):
     Whoever holds the lock is the only one to write here. The run inherits it, so it is held as long as the run lives,
     also when this process does not.
     """
-    folder = Path(folder)
+    try:
+        return _run_cell(Path(folder), script, words)
+    except (OSError, ValueError, record.RecordError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _run_cell(folder, script, words):
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         held = []
@@ -77,27 +95,40 @@ def run_cell(folder, script, words):
             held = [lock.fileno()]
         except ImportError:  # Windows: start one sweep at a time
             pass
+        settings = [word for word in words if word not in run_flags(words)]
+        what = json.dumps(
+            [Path(script).relative_to(ROOT).as_posix() if Path(script).is_relative_to(ROOT) else script, settings]
+        )
+        said = folder / "what.json"
+        if said.exists() and said.read_text(encoding="utf-8") != what:
+            raise ValueError(f"{folder} holds a run of something else: give another --out")
+        said.write_text(what, encoding="utf-8")
         found = sorted(folder.glob("*/record.jsonl"))
-        if found and "final" in (last := record.read(found[-1])[-1]):
+        if len(found) > 1:
+            raise ValueError(f"{folder} holds {len(found)} runs: keep one")
+        if found and "final" in (last := record.read(found[0])[-1]):
             return {"final": last["final"], "seconds": 0.0}
         begin = time.perf_counter()
-        go_on = ["--resume", str(found[-1].parent)] if found else [*words, "--out", str(folder)]
+        go_on = ["--resume", str(found[0].parent), *run_flags(words)] if found else [*words, "--out", str(folder)]
         keep = {"pass_fds": held} if held else {}
         with open(folder / "output.txt", "a", encoding="utf-8") as out:
             done = subprocess.run([sys.executable, script, *go_on], stdout=out, stderr=subprocess.STDOUT, **keep)
-        if done.returncode:
-            lines = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            return {"error": f"exit code {done.returncode}: {lines[-1] if lines else 'no output'}"}
-        (path,) = folder.glob("*/record.jsonl")
-        return {"final": record.read(path)[-1]["final"], "seconds": time.perf_counter() - begin}
+        for path in folder.glob("*/record.jsonl"):
+            if "final" in (last := record.read(path)[-1]):  # whatever became of its figures
+                return {"final": last["final"], "seconds": time.perf_counter() - begin}
+        lines = (folder / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return {"error": f"exit code {done.returncode}: {lines[-1] if lines else 'no output'}"}
 
 
 def here(cells, jobs):
     """Run the cells (name -> arguments of run_cell) on this machine -> yields name, result as they come."""
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         futures = {pool.submit(run_cell, *arguments): name for name, arguments in cells.items()}
         for future in as_completed(futures):
             yield futures[future], future.result()
+    finally:  # Ctrl-C ends the runs; those that wait do not begin
+        pool.shutdown(cancel_futures=True)
 
 
 def on_worker(root, *arguments):
@@ -160,13 +191,18 @@ def table(cells, results):
     return "\n".join(lines)
 
 
+def processors():
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def main():
     words = sys.argv[1:]
     at = words.index("--") if "--" in words else len(words)
     words, shared = words[:at], words[at + 1 :]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script", help="ff_mnist/train.py, say")
-    parser.add_argument("--seeds", type=cli._seeds, default=[0], metavar="0-4", help="default: 0")
+    parser.add_argument("--seeds", type=cli.seed_list, default=[0], metavar="0-4", help="default: 0")
     parser.add_argument(
         "--set", nargs="+", action="append", default=[], metavar="NAME VALUE", help="a setting's values"
     )
@@ -179,11 +215,14 @@ def main():
         raise cli.UsageError(f"{options.script} does not exist: name a script like ff_mnist/train.py")
     if options.jobs < 1:
         raise cli.UsageError("--jobs: 1 or more")
-    cells = {folder_name(cell): cell for cell in grid(options.set, options.seeds)}
+    every = grid(options.set, options.seeds)
+    cells = {folder_name(cell): cell for cell in every}
+    if len(cells) < len(every):
+        raise cli.UsageError("--set: two values would have folders of one name")
     out = Path(options.out or ROOT / "runs" / "sweep" / time.strftime("%Y%m%d-%H%M%S")).resolve()
     own = list(shared)
-    if options.jobs > 1 and "--threads" not in own:  # they share the processor
-        own += ["--threads", str(max(1, (os.cpu_count() or 1) // options.jobs))]
+    if options.jobs > 1 and not options.scheduler and not any(word.startswith("--threads") for word in own):
+        own += ["--threads", str(max(1, processors() // options.jobs))]  # they share this machine
     arguments = {name: (str(out / name), str(script), [*own, *flags(cell)]) for name, cell in cells.items()}
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "sweep.jsonl", "a", encoding="utf-8") as file:

@@ -16,7 +16,9 @@ class UsageError(Exception):
     """Something the user can mend; the message is one clear line that says how."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes end in one line and exit code 2."""
+
     def error(self, message):
         self.exit(2, f"error: {message} (see --help)\n")
 
@@ -28,7 +30,7 @@ def parse(config_class, doc, argv=None, choices=None, presets=None, device=False
     device: whether the script also runs on a GPU, with --device cuda.
     options: seeds (list of int), dataset, data_dir, out, resume, threads, figures, save (and preset, if there are any).
     """
-    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     helps = _comments(config_class)
     settings = parser.add_argument_group("settings")
     for field in dataclasses.fields(config_class):
@@ -46,7 +48,7 @@ def parse(config_class, doc, argv=None, choices=None, presets=None, device=False
             settings.add_argument(flag, type=kind, default=field.default, choices=allowed, metavar=name, help=text)
     run = parser.add_argument_group("run")
     run.add_argument("--seed", type=int, default=0, metavar="int", help="random seed of the run (default: 0)")
-    run.add_argument("--seeds", type=_seeds, metavar="0-4", help="several runs, one after the other: 0-4 or 0,3,7")
+    run.add_argument("--seeds", type=seed_list, metavar="0-4", help="several runs, one after the other: 0-4 or 0,3,7")
     run.add_argument("--dataset", default="auto", metavar="name", help="auto (default), or the name of a data set")
     run.add_argument("--data-dir", metavar="DIR", help="archives you already have (also: environment FF_DATA)")
     run.add_argument("--out", metavar="DIR", help="where run folders go (default: runs/ in the repository)")
@@ -84,7 +86,7 @@ def _flags(preset):
     return " ".join(words)
 
 
-def _seeds(text):
+def seed_list(text):
     if match := re.fullmatch(r"(\d+)-(\d+)", text):
         first, last = map(int, match.groups())
         if first <= last:

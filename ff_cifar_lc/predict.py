@@ -145,7 +145,7 @@ def outputs(folder, paths):
 
 
 def main():
-    parser = cli._Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="a run folder of train.py, with record.jsonl and checkpoint.npz")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a picture: PNG, JPEG, ...")
     parser.add_argument("--out", metavar="DIR", help="where numbers and figures go (default: RUN/predictions)")

@@ -350,7 +350,7 @@ def run(cfg, options, threads):
     record.append(this.folder, {"final": final | runs.cost(clock, [*net.layers, net.head])})
     test = {k: f"{100 * (1 - v):.2f} %" for k, v in final["test"].items() if k != "step_acc"}
     print(f"test errors: {test['acc']} by goodness, {test['softmax_acc']} by the softmax, {test.get('bp_acc', '-')} BP")
-    this.finish(options, net.layers, "viz/ff_cifar_lc_recurrent.py")
+    this.finish(options, [*net.layers, net.head], "viz/ff_cifar_lc_recurrent.py")
     return final
 
 

@@ -98,7 +98,7 @@ def diagnose(net, images, labels, data, neighbours=True):
 
 
 def main():
-    parser = cli._Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="a run folder, with record.jsonl and checkpoint.npz")
     parser.add_argument("--data-dir", metavar="DIR", help="archives you already have (also: environment FF_DATA)")
     parser.add_argument("--images", type=int, default=0, metavar="int", help="test images (default: all)")

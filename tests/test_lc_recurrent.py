@@ -81,19 +81,32 @@ def test_no_gradient_goes_back_in_time():
             assert np.allclose(grads[k], np.mean([step[i][k] for step in alone], axis=0), rtol=1e-10, atol=1e-14)
 
 
-def test_a_layer_learns_from_its_own_goodness_alone():
-    """Other weights above change what a layer hears, but with one time step it has heard nothing yet."""
-    cfg = replace(SMALL, steps=2, first=1, last=2)
-    layers, other = stack(cfg), stack(cfg)
-    other[1].params["W"] *= 1.5
-    x = rng.standard_normal((4, 5, 5, 2))
+def test_the_label_comes_down_a_layer_a_step():
+    """In step 1 the lower layer is alike under both labels, in step 2 it has heard of them from above."""
+    layers, x = stack(SMALL), rng.standard_normal((4, 5, 5, 2))
     start, drive = beginning(layers, x)
-    ours, theirs = (recurrent.ff_grads(net, x, BOTH, start, drive, cfg)[0] for net in (layers, other))
-    # step 1 hands the top layer's new state down; its own loss hands down nothing
-    frozen = list(unroll(layers, drive, [layer.lead(BOTH) for layer in layers], start, 2, cfg.damping))
-    assert not np.allclose(ours[1]["W"], theirs[1]["W"]) and not np.allclose(ours[0]["V"], theirs[0]["V"])
-    assert np.array_equal(frozen[0][2][0][:4], frozen[0][2][0][4:])  # the label has not reached the lower layer
-    assert not np.allclose(frozen[1][2][0][:4], frozen[1][2][0][4:])  # and now it has
+    frames = list(unroll(layers, drive, [layer.lead(BOTH) for layer in layers], start, 2, SMALL.damping))
+    assert np.array_equal(frames[0][2][0][:4], frames[0][2][0][4:])
+    assert not np.allclose(frames[0][2][1][:4], frames[0][2][1][4:])
+    assert not np.allclose(frames[1][2][0][:4], frames[1][2][0][4:])
+
+
+def test_peer_normalisation_pulls_silent_units_up_and_loud_ones_down():
+    """Added to every row's dL/dz: its sum over rows and steps, in b's gradient, is the strength times the distance from
+    the mean of the running means, which move towards what the right rows do."""
+    found = []
+    for peer in (0.0, 0.5):
+        layers, x = stack(SMALL), np.random.default_rng(3).standard_normal((4, 5, 5, 2))
+        start, drive = beginning(layers, x)
+        grads, _ = recurrent.ff_grads(layers, x, BOTH, start, drive, replace(SMALL, peer=peer, steps=2))
+        found.append((grads, [layer.state["mean"] for layer in layers]))
+    (plain, means), (pulled, same) = found
+    assert all(np.array_equal(a, b) for a, b in zip(means, same, strict=True))
+    for i, mean in ((0, means[0]), (1, None)):
+        difference = pulled[i]["b"] - plain[i]["b"]
+        assert abs(difference.mean()) < 1e-12  # towards the layer's mean: none of it is for all units alike
+        if mean is not None:  # one step counts for the lower layer
+            assert np.allclose(difference, 0.5 * (mean - mean.mean()))
 
 
 @pytest.mark.parametrize("settings", [{}, {"n_layers": 3, "channels": 3}, {"top_down": False}])

@@ -118,9 +118,44 @@ def test_a_run_that_outlives_its_sweep_is_waited_for(tmp_path):
     assert "final" in lines[-1] and not any("resumed_after_epoch" in line for line in lines)
 
 
+def test_a_folder_of_other_runs_is_refused(tmp_path):
+    """Neither other shared flags nor another script may pass for what was run."""
+    assert call(tmp_path, "ff_mnist/hff.py", epochs=1)[0] == 0
+    code, out, err = call(tmp_path, "ff_mnist/hff.py", epochs=2)
+    assert code == 2 and "something else" in out and "1 of 1 cells failed" in err
+    code, out, err = call(tmp_path, "ff_mnist/dtg_mlp.py", epochs=1)
+    assert code == 2 and "something else" in out
+
+
+def test_a_damaged_record_fails_its_own_cell_only(tmp_path):
+    assert call(tmp_path, *GRID)[0] == 0
+    (path,) = (tmp_path / "out" / "lr-0.01_seed-0").glob("*/record.jsonl")
+    path.write_text("")
+    code, out, err = call(tmp_path, *GRID)
+    assert code == 2 and "1 of 4 cells failed" in err and "lr 0.001" in out
+
+
+def test_a_resumed_cell_is_told_how_to_run_again():
+    words = "--n-epochs 3 --device cuda --no-figures --threads=2 --data-dir d --lr 0.1".split()
+    assert sweep.run_flags(words) == "--device cuda --no-figures --threads=2 --data-dir d".split()
+
+
+def test_an_interrupt_stops_what_waits(tmp_path):
+    words = ["ff_mnist/hff.py", "--seeds", "0-5"]
+    process = start(tmp_path, *words, epochs=30, start_new_session=True)
+    deadline = time.time() + 60
+    while not list((tmp_path / "out").glob("*/*/record.jsonl")) and time.time() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    process.communicate(timeout=60)
+    assert process.returncode == 130 and len(list((tmp_path / "out").glob("*/*/record.jsonl"))) <= 2
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
+        (["ff_mnist/hff.py", "--set", "scale", "1/2", "1:2"], "one name"),
+        (["ff_mnist/hff.py", "--seeds", "x"], "--seeds"),
         (["ff_mnist/none.py"], "does not exist"),
         (["ff_mnist/hff.py", "--jobs", "0"], "--jobs"),
         (["ff_mnist/hff.py", "--set", "lr"], "--set lr"),

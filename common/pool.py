@@ -115,8 +115,8 @@ class HandOn:
 
     def forward(self, z, train=True, key=0):
         """key: 32 bits, other ones for every step and layer."""
-        rate = self.dropout if train else 0.0
-        cache = z, key, rate
+        cache = self.cache(z, key, train)
+        rate = cache[2]
         if fast := _kernels(z):
             B, H, W, C = z.shape
             h = namespace(z).empty((B, H // self.pool, W // self.pool, C), np.float32)
@@ -124,6 +124,10 @@ class HandOn:
             return h, cache
         x, _ = self._normed(self._pooled(z))
         return (x * kept(x.shape, key, rate, x.dtype, namespace(x)) if rate else x), cache
+
+    def cache(self, z, key, train=True):
+        """What `backward` needs: all that is handed on can be computed again from it."""
+        return z, key, self.dropout if train else 0.0
 
     def backward(self, dh, cache):
         """dL/dh -> dL/dz. For backpropagation: Forward-Forward hands nothing back."""

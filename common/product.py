@@ -20,6 +20,11 @@ class Product:
     def __array__(self, dtype=None, copy=None):
         return np.concatenate([x.T @ dz for x, dz in self.parts]).astype(dtype or np.float32, copy=False)
 
+    def __add__(self, other):
+        """The gradient of both batches together: the rows of one below those of the other."""
+        pairs = zip(self.parts, other.parts, strict=True)
+        return Product(*([np.concatenate(both) for both in zip(mine, theirs, strict=True)] for mine, theirs in pairs))
+
     def rows(self):
         """(rows of the weights, x, dz) of every part."""
         first = 0

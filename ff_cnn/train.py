@@ -276,19 +276,20 @@ def local_step(net, x, labels, cfg, rng):
         h, _ = block.hand_on.forward(z, key=key)
         features.append(f)
         losses.append(loss)
+        del z, cache, seen, dz, grads  # before the next block: one block's activities at a time
     losses.append(net.head_step(xp.concatenate(features[net.seen], axis=1), labels, cfg, keys[-1]))
     return xp.stack(losses)  # (n_blocks + 1,)
 
 
 def backprop_step(net, x, labels, cfg, rng):
     """The same by backpropagation, from all blocks' losses (deepsup) or the head's alone (bp)."""
-    pieces = [backprop(net, x, labels, rows, cfg, rng) for rows in in_batches(len(x), -(-len(x) // cfg.accumulate))]
-    xp, (losses, grads, features) = namespace(x), pieces[0]
-    for more, other, some in pieces[1:]:
-        losses, features = losses + more, xp.concatenate([features, some])
-        for mine, theirs in zip(grads, other, strict=True):
-            for layer in mine:
-                mine[layer] = {k: mine[layer][k] + theirs[layer][k] for k in mine[layer]}
+    xp, losses, grads, features = namespace(x), 0, None, []
+    for rows in in_batches(len(x), -(-len(x) // cfg.accumulate)):
+        more, other, some = backprop(net, x, labels, rows, cfg, rng)
+        losses, grads = losses + more, added(grads, other)
+        features.append(some)
+        del other  # before the next micro-batch: its gradients have been added
+    features = xp.concatenate(features)
     opts = [block.opts for block in net.blocks] + [{"head": net.head_opt}]
     step(list(zip(opts, grads, strict=True)), cfg)
     for block in net.blocks:
@@ -297,6 +298,17 @@ def backprop_step(net, x, labels, cfg, rng):
         key = rng.integers(2**32, size=1, dtype=np.uint32)[0]
         losses = xp.stack([*losses, net.head_step(features, labels, cfg, key)])
     return losses
+
+
+def added(grads, more):
+    """Gradients of blocks and head, [{layer: {name: array}}, ...], plus others (None: there are none yet), in place."""
+    if grads is None:
+        return more
+    for mine, theirs in zip(grads, more, strict=True):
+        for layer, own in mine.items():
+            for k in own:
+                own[k] += theirs[layer][k]
+    return grads
 
 
 def backprop(net, x, labels, rows, cfg, rng):
@@ -310,10 +322,11 @@ def backprop(net, x, labels, rows, cfg, rng):
         psi, f, seen = block.read(z)
         loss, dpsi = softmax_cross_entropy(psi, labels)
         h, on = block.hand_on.forward(z, key=key)
+        seen = seen if cfg.credit == "deepsup" else None
         every.append((below, key, dpsi * share, None if cfg.recompute else (cache, seen, on)))
         features.append(f)
         losses.append(loss * share)
-        del z, cache, seen, on  # with --recompute nothing holds them now
+        del z, cache, seen, on, below  # with --recompute nothing holds them now
     features = xp.concatenate(features[net.seen], axis=1)
     grads, df, dh = [{}], [None] * len(net.blocks), None
     if cfg.credit == "bp":
@@ -321,10 +334,12 @@ def backprop(net, x, labels, rows, cfg, rng):
         loss, d = softmax_cross_entropy(scores, labels, cfg.smoothing)
         dfeatures, own = net.head.backward(d * share, cache, need_dx=True)
         losses, grads, df = [loss * share], [{"head": own}], net.of_blocks(dfeatures)
-    for block, (below, key, dpsi, caches), df_own in reversed(list(zip(net.blocks, every, df, strict=True))):
+    for block, df_own in reversed(list(zip(net.blocks, df, strict=True))):
+        below, key, dpsi, caches = every.pop()  # what a block kept goes when its gradients are there
         if caches is None:
             z, cache = block.conv.forward(below)
-            caches = cache, block.read(z)[2], block.hand_on.forward(z, key=key)[1]
+            caches = cache, block.read(z)[2] if cfg.credit == "deepsup" else None, block.hand_on.cache(z, key)
+            del z
         cache, seen, on = caches
         dz, own = 0, {}
         if cfg.credit == "deepsup":
@@ -332,9 +347,13 @@ def backprop(net, x, labels, rows, cfg, rng):
         elif df_own is not None:
             dz = Parts(1).backward_means(df_own[:, None, None], on[0])
         if dh is not None:  # the line that Forward-Forward does without
-            dz = block.hand_on.backward(dh, on) + full(dz)
+            through = block.hand_on.backward(dh, on)
+            through += full(dz)
+            dz = through
+            del through
         dh, own["conv"] = block.conv.backward(dz, cache, need_dx=block is not net.blocks[0])
         grads.insert(0, own)
+        del below, caches, cache, seen, on, dz
     return xp.stack(losses), grads, features
 
 

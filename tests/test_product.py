@@ -61,3 +61,12 @@ def test_silent_units_stay_normal_numbers():
         tiny = np.finfo(np.float32).tiny
         assert all(np.all((a == 0) | (np.abs(a) >= tiny)) for a in opt.state.values())
         assert not opt.state["m_W"].any()
+
+
+def test_products_add_up():
+    """Two micro-batches' gradients together are those of one batch."""
+    r = np.random.default_rng(8)
+    x, dz = r.standard_normal((12, 5)).astype(np.float32), r.standard_normal((12, 70)).astype(np.float32)
+    both = Product((x[:5], dz[:5]), (x[:5, :3], dz[:5])) + Product((x[5:], dz[5:]), (x[5:, :3], dz[5:]))
+    whole = np.concatenate([x.T @ dz, x[:, :3].T @ dz])
+    assert np.allclose(np.asarray(both), whole, atol=1e-5) and [len(rows) for rows, *_ in both.parts] == [12, 12]

@@ -236,19 +236,15 @@ TABLES = {
             for t in (1.0, 2.0, 4.0)
         ],
     ),
-    "amsga-parts": (
-        {"n_epochs": 30},
+    "amsga-parts": (  # both the best of amsga-tuning
+        {"n_epochs": 30, "lr": 0.01, "theta": 4.0},
         [
             ("reference", "reference", {}),
             *(("left out", f"without {part}", {part: False}) for part in amsga.BASELINE),
             *(("alone", f"{part} alone", amsga.BASELINE | {part: True}) for part in amsga.BASELINE),
-            *(("none", f"none, learning rate {lr:g}", amsga.BASELINE | {"lr": lr}) for lr in (0.0003, 0.001, 0.003)),
-            *(("none", f"none, theta {t:g}", amsga.BASELINE | {"theta": t}) for t in (1.0, 3.0, 4.0)),
-            *(
-                ("rate", f"all, learning rate {lr:g}", {"lr": lr})
-                for lr in (0.0003, 0.001, 0.003)
-                if lr != amsga.Config.lr
-            ),
+            ("none", "none", amsga.BASELINE),
+            ("threshold", "all, theta 8", {"theta": 8.0}),
+            ("threshold", "none, theta 8", amsga.BASELINE | {"theta": 8.0}),
         ],
     ),
     "hff": ({"n_epochs": 10}, HFF),

@@ -81,7 +81,7 @@ class LocallyConnected2d:
         return self._input_grad(dz, x_shape) if need_dx else None, grads
 
     def linear(self, x):
-        """x (B, H, W, C) -> (B, OH, OW, O), without bias and ReLU."""
+        """x (B, H, W, C) -> W x (B, OH, OW, O), without bias and ReLU."""
         x = x.astype(self.params["W"].dtype, copy=False)
         if kernels(x) is None:
             patches = self._patches(x)
@@ -92,16 +92,12 @@ class LocallyConnected2d:
         return y.transpose(3, 0, 1, 2)
 
     def linear_grads(self, x, dz):
-        """x (B, H, W, C) that `linear` saw, dz (B, OH, OW, O) = dL/d of what it gave -> grads {"W", "b"}, of which b's
-        is that of a bias added to it."""
-        if kernels(x) is None:
-            B, (OH, OW, O) = len(dz), self.out_shape
-            dz_t = dz.reshape(B, OH * OW, O).transpose(1, 0, 2)
-            dW = namespace(x).matmul(self._patches(x).transpose(0, 2, 1), dz_t)
-            return {"W": dW.reshape(self.params["W"].shape), "b": dz.sum(axis=0)}
-        grads = {k: aligned(self.params[k].shape) for k in ("W", "b")}
-        self.weight_grad_window(self.pack(x), batch_innermost(dz), grads, self.everywhere)
-        return grads
+        """x (B, H, W, C) that `linear` saw, dz (B, OH, OW, O) = dL/d(W x) -> grads {"W", "b"}, b's that of a bias
+        added to W x. Raises ValueError for a layer with a ReLU."""
+        if self.relu:
+            raise ValueError("linear_grads is for a layer made with relu=False")
+        seen = self._patches(x) if kernels(x) is None else self.pack(x)
+        return self.backward(dz, (seen, dz, x.shape))[1]
 
     # ---- reference path: patches as a copy, one matrix product per location
 
@@ -168,9 +164,10 @@ class LocallyConnected2d:
 
     def dz(self, dy, y):
         """dL/dz (OH, OW, O, B) from dL/dy and y (B, OH, OW, O): the ReLU's derivative, 1 where y > 0."""
-        dy, y = batch_innermost(dy), batch_innermost(y)
+        dy = batch_innermost(dy)
         if not self.relu:
             return dy
+        y = batch_innermost(y)
         dz = aligned(dy.shape)
         kernels(dy).relu_grad(dy.reshape(-1), y.reshape(-1), dz.reshape(-1))
         return dz

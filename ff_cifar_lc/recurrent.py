@@ -20,7 +20,7 @@ Symbols
 
 Deviates from the paper
     It prints no learning rate, batch size or number of epochs, nor which steps' goodness is learnt: here all that the
-    label has reached.
+    label has reached. It mentions weight decay: next to Adam's rate, the one here hardly acts, and none has been tuned.
 
 Run
     python ff_cifar_lc/recurrent.py --seed 0
@@ -106,7 +106,7 @@ class TwoWay:
         return self.below.linear(h)
 
     def from_above(self, h):
-        """The same for the layer above; None if it is not listened to."""
+        """h (R, H, W, C_above) -> what it adds to z (R, H, W, C); None if no layer above is listened to."""
         if not self.above:
             return None
         self.above.params["W"] = self.params["V"]

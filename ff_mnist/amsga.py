@@ -23,10 +23,10 @@ Deviates from the paper
     It does not say what a layer does to its input. Its algorithm hands on h as it is (--norm none, the default). The
     public program whose sizes, threshold, batch and epochs its baseline has (mpezeshki/pytorch_forward_forward) scales
     every layer's input to length 1 (--norm length). What else it leaves open (how a label is predicted, whose goodness
-    decides what is hard, l/L) is a setting, chosen on held-out images: README.md. Wrong labels are never the right one,
-    unless --negatives shuffle. No gradient crosses a layer, but with --mining-layer mean or last all layers choose the
-    rows that the first one learns from. The baseline's goodness is a sum (eq. 1), AMSGA's a mean: here both are means,
-    unless --goodness sum.
+    decides what is hard, l/L) is a setting; python ff_mnist/explore.py --table amsga compares them on held-out images.
+    Wrong labels are never the right one, unless --negatives shuffle. No gradient crosses a layer, but with
+    --mining-layer mean or last all layers choose the rows that the first one learns from. The baseline's goodness is a
+    sum (eq. 1), AMSGA's a mean: here both are means, unless --goodness sum.
 
 Run
     python ff_mnist/amsga.py --seed 0

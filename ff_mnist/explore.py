@@ -86,7 +86,6 @@ def full_batch(preset, baseline):
     return amsga.PRESETS[preset], own + [("none", f"baseline, {name}", off | settings) for name, settings in readings]
 
 
-PURE = {"head": "none", "dynamic": False}
 D3 = {"head": "layers", "head_norm": "none", "lambda_ff": 1.0}  # App. D.3, as far as it says; row by row below
 TABLES = {
     "normalisation": (

@@ -93,6 +93,7 @@ class TwoWay:
         return times(h, self.params["W"])
 
     def from_above(self, h):
+        """h (R, n_above) -> what it adds to z (R, n)."""
         return times(h, self.params["V"])
 
 

@@ -30,6 +30,7 @@ def main():
     parser.add_argument("--sizes", default="600,600,500")
     parser.add_argument("--batch", type=int, default=500)
     parser.add_argument("--batches", type=int, default=10, help="steps that are timed at a time")
+    parser.add_argument("--repeats", type=int, default=15, help="turns whose median is printed")
     parser.add_argument("--dataset", default="auto")
     parser.add_argument("--data-dir")
     args = parser.parse_args()
@@ -49,7 +50,7 @@ def main():
                 amsga.ff_step(net, x[i : i + args.batch], labels[i : i + args.batch], cfg, rng, 10, 0.5)
 
         functions.append(epoch)
-    seconds = timed(functions, repeats=5)
+    seconds = timed(functions, repeats=args.repeats)
     print(f"{args.sizes} units, batches of {args.batch}: milliseconds a step, and times the way without any part")
     for name, s in zip(ways, seconds, strict=True):
         print(f"  {name:16s} {1000 * s / args.batches:8.2f} ms   {s / seconds[0]:.2f} x")

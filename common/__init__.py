@@ -5,7 +5,7 @@ milliseconds after their work, on the cores that the other pool needs: on two co
 slower. Both read these settings when they are loaded; your own settings, if any, stand.
 
 A step makes and drops arrays of megabytes. glibc hands their pages back to the system, which zeroes new ones for the
-next step. Keeping them makes a step of ff_mnist/amsga.py 1.6 times as fast, one of dtg_mlp.py 1.1 times.
+next step. Keeping them makes a step of ff_mnist/amsga.py 1.8 times as fast (results/benchmarks/amsga.txt).
 """
 
 import ctypes

@@ -137,9 +137,10 @@ class MultiScale:
         """h (N, D) -> each row's own part (N,)."""
         return self.own(self.squares(h))
 
-    def forward(self, h, batch=None):
-        """h (N, D) -> g (N,), cache. batch (M,): the rows that eq. 4 is a mean over (default: all)."""
-        squares = self.squares(h)
+    def forward(self, h, batch=None, squares=None):
+        """h (N, D) -> g (N,), cache. batch (M,): the rows that eq. 4 is a mean over (default: all); squares: of h, if
+        they are known already."""
+        squares = squares or self.squares(h)
         total = sum(squares)
         of_batch = (total if batch is None else total[batch]).mean() / h.shape[1]  # eq. 4: all neurons, all samples
         return self.own(squares) + of_batch * h.dtype.type(self.batch_weight), (h, batch)
@@ -165,7 +166,7 @@ class MultiScale:
             return SumSquare().backward(factors[0], h)
         dh = namespace(h).empty_like(h)
         for factor, (piece, _) in zip(factors, self.pieces, strict=True):
-            dh[:, piece] = h[:, piece] * (2 * factor)[:, None]
+            namespace(h).multiply(h[:, piece], (2 * factor)[:, None], out=dh[:, piece])
         return dh
 
 
@@ -238,11 +239,12 @@ def ff_step(net, pixels, labels, cfg, rng, n_classes, p):
     else:
         wrong = wrong_labels(labels, n_classes, rng)
     seen = forward(net, pixels, xp.concatenate([labels, wrong]), cfg, n_classes)
-    taken, share = mined(judged(net, seen, cfg), cfg.theta, p, rng) if cfg.mining else (xp.arange(B), 1.0)
+    squares = [of.squares(y) for of, (y, _) in zip(net.goodness, seen, strict=True)]  # for mining and for the losses
+    taken, share = mined(judged(net, seen, squares, cfg), cfg.theta, p, rng) if cfg.mining else (xp.arange(B), 1.0)
     log = []
     for i, (layer, of, opt) in enumerate(zip(net.layers, net.goodness, net.opts, strict=True)):
         y, cache = seen[i]
-        loss, dy, g_pos, g_neg = objective(of, y, taken, threshold(i, L, p, cfg))
+        loss, dy, g_pos, g_neg = objective(of, y, taken, threshold(i, L, p, cfg), squares[i])
         _, grads = layer.backward(dy, cache)  # nothing leaves this layer
         opt.step(clip(grads, cfg.clip))
         dead = (y[:B].max(axis=0) <= 0).mean()  # units that no right row excites
@@ -261,20 +263,25 @@ def forward(net, pixels, labels, cfg, n_classes):
     return seen
 
 
-def judged(net, seen, cfg):
+def judged(net, seen, squares, cfg):
     """The goodness by which wrong labels are chosen: that of the second half of the rows -> (B,)."""
-    g = [of.forward(y[len(y) // 2 :])[0] for of, (y, _) in zip(net.goodness, seen, strict=True)]
+    half = slice(len(seen[0][0]) // 2, None)
+    g = [
+        of.forward(y[half], squares=[s[half] for s in own])[0]
+        for of, (y, _), own in zip(net.goodness, seen, squares, strict=True)
+    ]
     return {"mean": sum(g) / len(g), "first": g[0], "last": g[-1]}[cfg.mining_layer]
 
 
-def objective(goodness, y, taken, theta):
-    """One layer's loss from its activities y (2B, D): B right rows and B wrong ones, of which rows taken (M,) count
-    -> loss, dL/dy (2B, D), mean g+, mean g-.
+def objective(goodness, y, taken, theta, squares):
+    """One layer's loss from its activities y (2B, D), and their squares: B right rows and B wrong ones, of which rows
+    taken (M,) count -> loss, dL/dy (2B, D), mean g+, mean g-.
 
     Rows that do not count keep their place, with gradients of 0: to pick out the others costs more than it saves.
     """
     B = len(y) // 2
-    (g_pos, cache_pos), (g_neg, cache_neg) = goodness.forward(y[:B]), goodness.forward(y[B:], taken)
+    g_pos, cache_pos = goodness.forward(y[:B], squares=[s[:B] for s in squares])
+    g_neg, cache_neg = goodness.forward(y[B:], taken, [s[B:] for s in squares])
     xp, g_taken = namespace(y), g_neg[taken]
     loss_pos, d_pos = threshold_loss(g_pos, xp.ones_like(g_pos), theta)
     loss_neg, d_taken = threshold_loss(g_taken, -xp.ones_like(g_taken), theta)
@@ -346,7 +353,8 @@ def snapshot(folder, epoch, net, data, g, labels, cfg):
     images, right = (part[:1000] for part in data.train)
     xp, x = namespace(images), pixels(images)[:, data.n_classes :]
     both = xp.concatenate([right, wrong_labels(right, data.n_classes, rng)])
-    of_wrong = judged(net, forward(net, x, both, cfg, data.n_classes), cfg)
+    seen = forward(net, x, both, cfg, data.n_classes)
+    of_wrong = judged(net, seen, [of.squares(y) for of, (y, _) in zip(net.goodness, seen, strict=True)], cfg)
     taken, _ = mined(of_wrong, cfg.theta, epoch / cfg.n_epochs, rng)
     (folder / "snapshots").mkdir(exist_ok=True)
     arrays = {"goodness": g, "labels": host(labels), "wrong_goodness": host(of_wrong), "mined": host(taken)}

@@ -8,7 +8,7 @@ import numpy as np
 
 FUNCTIONS = (
     "abs arange argsort ascontiguousarray clip concatenate cumsum einsum empty empty_like exp expm1 eye "
-    "flatnonzero full log log1p matmul maximum mean minimum ones_like "
+    "flatnonzero full log log1p matmul maximum mean minimum multiply ones_like "
     "pad repeat sqrt stack sum unique where zeros zeros_like"
 ).split()
 float32, float64, int64 = np.float32, np.float64, np.int64

@@ -163,8 +163,9 @@ def test_gradient_at_three_scales(D, local_mean, on, kind):
 def test_objective_gradient(D):
     """Rows that are not taken are as good as not there, in the mean over the batch, too."""
     goodness, y, taken = amsga.MultiScale(D, 0.3), rng.standard_normal((10, D)), np.array([0, 2, 3])
-    loss, dy, g_pos, g_neg = amsga.objective(goodness, y, taken, 0.7)
-    gradcheck.check(lambda: amsga.objective(goodness, y, taken, 0.7)[0], {"y": y}, {"y": dy})
+    loss, dy, g_pos, g_neg = amsga.objective(goodness, y, taken, 0.7, goodness.squares(y))
+    whole = lambda: amsga.objective(goodness, y, taken, 0.7, goodness.squares(y))[0]  # noqa: E731
+    gradcheck.check(whole, {"y": y}, {"y": dy})
     (of_right, _), (of_wrong, _) = goodness.forward(y[:5]), goodness.forward(y[5:][taken])
     assert np.isclose(loss, softplus(0.7 - of_right).mean() + softplus(of_wrong - 0.7).mean())
     assert np.isclose(g_pos, of_right.mean()) and np.isclose(g_neg, of_wrong.mean()) and not dy[[6, 9]].any()

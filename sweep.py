@@ -63,13 +63,14 @@ def folder_name(cell):
 RUN_FLAGS = ("--device", "--data-dir", "--threads", "--save", "--figures", "--no-figures")  # not in a run's record
 
 
-def run_flags(words):
-    """Those of the words that say how to run, not what: a resumed run needs them again."""
-    found = []
-    for word, value in zip(words, [*words[1:], ""], strict=True):
-        if word.partition("=")[0] in RUN_FLAGS:
-            found += [word] if "=" in word or "figures" in word else [word, value]
-    return found
+def apart(words):
+    """-> those of the words that say how to run, which a resumed run needs again; and those that say what is run."""
+    how, what, value_of = [], [], None
+    for word in words:
+        if word.startswith("--"):
+            value_of = how if word.partition("=")[0] in RUN_FLAGS else what
+        (what if value_of is None else value_of).append(word)
+    return how, what
 
 
 def run_cell(folder, script, words):
@@ -95,7 +96,7 @@ def _run_cell(folder, script, words):
             held = [lock.fileno()]
         except ImportError:  # Windows: start one sweep at a time
             pass
-        settings = [word for word in words if word not in run_flags(words)]
+        how, settings = apart(words)
         what = json.dumps(
             [Path(script).relative_to(ROOT).as_posix() if Path(script).is_relative_to(ROOT) else script, settings]
         )
@@ -109,7 +110,7 @@ def _run_cell(folder, script, words):
         if found and "final" in (last := record.read(found[0])[-1]):
             return {"final": last["final"], "seconds": 0.0}
         begin = time.perf_counter()
-        go_on = ["--resume", str(found[0].parent), *run_flags(words)] if found else [*words, "--out", str(folder)]
+        go_on = ["--resume", str(found[0].parent), *how] if found else [*words, "--out", str(folder)]
         keep = {"pass_fds": held} if held else {}
         with open(folder / "output.txt", "a", encoding="utf-8") as out:
             done = subprocess.run([sys.executable, script, *go_on], stdout=out, stderr=subprocess.STDOUT, **keep)

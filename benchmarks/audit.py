@@ -8,7 +8,8 @@
 
 Every cell is a process of its own, one after the other. Activations: the most bytes that arrays take up during a step
 beyond what is there before it (weights, optimisers, images), counted at every allocation, after a step that does not
-count. Resident: what the system says the process has ever held. With --device cuda: what CuPy's pool has taken.
+count. Resident: the most that the system says the process has held, compiler included, before anything is counted. With
+--device cuda: what CuPy's pool has taken from the card for the step. A cell that memory does not suffice for says so.
 
     python benchmarks/audit.py [--quick]                     VGG8, 11, 13 at 32 x 32, batches of 32 and 128, width 0.25
     python benchmarks/audit.py --depth                       4 to 32 equal blocks: what grows with depth
@@ -68,6 +69,13 @@ def measure(cell):
     take = lambda: cnn.STEPS[cfg.credit](net, x, labels, cfg, rng)  # noqa: E731
     line = dict(cell)
     take()  # compiles, and makes what lives between steps
+    seconds = []
+    for _ in range(cell["repeats"]):
+        begin = time.perf_counter()
+        arrays.host(take())
+        seconds.append(time.perf_counter() - begin)
+    line["images_per_second"] = cell["batch"] / float(np.median(seconds))
+    line["resident"] = runs.peak_gb() if xp is np else None  # before what is counted slows everything down
     if xp is np:
         tracemalloc.start()
         take()
@@ -81,13 +89,7 @@ def measure(cell):
         before = xp.get_default_memory_pool().total_bytes()
         take()
         line["activations"] = xp.get_default_memory_pool().total_bytes() - before
-    seconds = []
-    for _ in range(cell["repeats"]):
-        begin = time.perf_counter()
-        arrays.host(take())
-        seconds.append(time.perf_counter() - begin)
-    line["images_per_second"] = cell["batch"] / float(np.median(seconds))
-    return line | {"resident": runs.peak_gb(), "machine": record.machine(threads, xp)}
+    return line | {"machine": record.machine(threads, xp)}
 
 
 def cells(args):
@@ -123,27 +125,33 @@ def main():
     for cell in cells(args):
         command = [sys.executable, __file__, "--cell", json.dumps(cell)]
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["it was killed, for memory perhaps"]
+        of_memory = done.returncode == -9 or "MemoryError" in done.stderr  # killed by the system, or NumPy, or CuPy
+        if done.returncode and not of_memory:
+            lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
             raise cli.UsageError(f"{cell['method']}, {cell['backbone']}, batch {cell['batch']}: {lines[-1]}")
-        line = json.loads(done.stdout.strip().splitlines()[-1])
+        line = cell | {"error": "out of memory"} if of_memory else json.loads(done.stdout.strip().splitlines()[-1])
+        line |= {"command": record.command(), "commit": record.commit()}
         found.append(line)
         head = f"{line['backbone']} x {line['width']:g}, {line['side']} x {line['side']}, batches of {line['batch']}"
         if head != shown:
-            machine = line["machine"]
             shown = head
-            print(f"\n{head} ({machine.get('gpu', machine['cpu'])})")
-        resident = f"{line['resident']:.2f} GB resident" if line["resident"] else ""
-        rate = f"{line['images_per_second']:8.1f} images/s"
-        print(f"  {line['method']:16s} {line['activations'] / 1e6:9.1f} MB activations  {rate}  {resident}", flush=True)
+            print(f"\n{head} ({args.device})")
+        if of_memory:
+            print(f"  {line['method']:16s} out of memory", flush=True)
+        else:
+            resident = f"{line['resident']:.2f} GB resident" if line["resident"] else ""
+            rate = f"{line['images_per_second']:8.1f} images/s"
+            text = f"{line['activations'] / 1e6:9.1f} MB activations  {rate}  {resident}"
+            print(f"  {line['method']:16s} {text}", flush=True)
         if args.out:
             with open(args.out, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
     if args.depth:
-        of = {(line["method"], line["backbone"]): line["activations"] for line in found}
+        of = {(line["method"], line["backbone"]): line.get("activations", np.inf) for line in found}
         for method in METHODS:
             print(f"  {method:16s} 32 blocks take {of[method, 'equal32'] / of[method, 'equal4']:.2f} x what 4 take")
-        assert of["FF pipelined", "equal32"] <= 1.1 * of["FF pipelined", "equal4"], "pipelined FF grows with depth"
+        if of["FF pipelined", "equal32"] > 1.1 * of["FF pipelined", "equal4"]:
+            raise SystemExit("pipelined FF grows with depth")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import importlib.util
 import sys
 from dataclasses import replace
 
-from timing import start, timed  # before NumPy, see common/__init__.py
+from timing import start, timed, worst  # before NumPy, see common/__init__.py
 
 # isort: split
 import numpy as np
@@ -137,6 +137,10 @@ def main():
                 found = [float(loss) for loss in twin.step(twin.images(x), torch.from_numpy(labels))]
                 mine = losses if credit == "local" else losses[-1:]
                 assert np.allclose(mine, found, rtol=2e-3), f"losses of PyTorch, {name}: {found}, ours {mine}"
+        for name, twin in twins:
+            for block, (part, *_) in zip(net.blocks, twin.blocks, strict=True):
+                theirs = part["W"].detach().numpy().transpose(2, 3, 1, 0)
+                assert worst(theirs, block.conv.params["W"]) < 1e-2, f"weights of PyTorch, {name}, are others"
         for block in net.blocks:
             block.hand_on.dropout = loud.dropout
         net.head.rate = loud.head_dropout

@@ -23,11 +23,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
-def parse(config_class, doc, argv=None, choices=None, presets=None, device=False):
+def parse(config_class, doc, argv=None, choices=None, presets=None, device=False, seeds=(0,)):
     """Flags from a flat dataclass (its comments are the help texts) and those every script has -> config, options.
 
     choices: field -> its allowed values. presets: name -> other defaults for some fields; flags still win.
-    device: whether the script also runs on a GPU, with --device cuda.
+    device: whether the script also runs on a GPU, with --device cuda. seeds: where neither --seed nor --seeds is given.
     options: seeds (list of int), dataset, data_dir, out, resume, threads, figures, save (and preset, if there are any).
     """
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,7 +47,8 @@ def parse(config_class, doc, argv=None, choices=None, presets=None, device=False
             name = None if allowed else kind.__name__
             settings.add_argument(flag, type=kind, default=field.default, choices=allowed, metavar=name, help=text)
     run = parser.add_argument_group("run")
-    run.add_argument("--seed", type=int, default=0, metavar="int", help="random seed of the run (default: 0)")
+    usual = ",".join(map(str, seeds))
+    run.add_argument("--seed", type=int, metavar="int", help=f"random seed of the run (default: {usual})")
     run.add_argument("--seeds", type=seed_list, metavar="0-4", help="several runs, one after the other: 0-4 or 0,3,7")
     run.add_argument("--dataset", default="auto", metavar="name", help="auto (default), or the name of a data set")
     run.add_argument("--data-dir", metavar="DIR", help="archives you already have (also: environment FF_DATA)")
@@ -65,11 +66,13 @@ def parse(config_class, doc, argv=None, choices=None, presets=None, device=False
         run.add_argument("--preset", choices=presets, help=text)
         parser.set_defaults(**presets.get(parser.parse_args(argv).preset, {}))
     options = vars(parser.parse_args(argv))
-    config = config_class(**{f.name: options.pop(f.name) for f in dataclasses.fields(config_class)})
-    seed, seeds = config.seed, options["seeds"]
-    if options["resume"] and seeds:
+    if options["resume"] and options["seeds"]:
         raise UsageError("--resume continues one run: leave out --seeds")
-    options["seeds"] = seeds or [seed]
+    if options["seed"] is None:
+        options["seed"] = (options["seeds"] or seeds)[0]
+        options["seeds"] = options["seeds"] or list(seeds)
+    options["seeds"] = options["seeds"] or [options["seed"]]
+    config = config_class(**{f.name: options.pop(f.name) for f in dataclasses.fields(config_class)})
     if min(options["seeds"]) < 0 or len(set(options["seeds"])) < len(options["seeds"]):
         raise UsageError("--seed and --seeds: seeds are different numbers from 0 up")
     if options["save"] and (len(options["seeds"]) > 1 or not Path(options["save"]).resolve().parent.is_dir()):

@@ -9,7 +9,7 @@
 
 Panels are as wide as the layer needs, up to SPANS[-1] channels; narrow ones have tiles of more rows. In the forward
 pass, pixels beyond the image's edge are left out of the sums, not multiplied as zeros: with 3 x 3 kernels that saves
-8 % of the work on maps of 8 x 8 and 56 % on 2 x 2. Every number is summed by one thread in a fixed order, or in PARTS
+16 % of the work on maps of 8 x 8 and 56 % on 2 x 2. Every number is summed by one thread in a fixed order, or in PARTS
 of the batch that are added in a fixed order: same bits for any number of threads.
 """
 

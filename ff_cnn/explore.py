@@ -2,8 +2,8 @@
 
     rates       the learning rate of every method, from one common grid
     ablations   what DTG-FF's paper takes away or replaces, row by row (App. A.5, D.4)
-    factorial   who learns from whom x what is read x learned or random: the eight cells between DTG-FF and deep
-                supervision
+    factorial   who learns from whom x what is read x learned or random, from the same numbers: the eight cells between
+                DTG-FF and deep supervision; and what else deep supervision and backpropagation could be
     depth       more blocks of one width; VGG8 and VGG11 (App. D.5)
     widths      one network, wider
 
@@ -53,7 +53,7 @@ TABLES = {
         [
             ("reference", "reference", {}),
             ("temperature", "T = 1", {"temperature": False}),
-            ("temperature", "T learns as slowly as the weights", {"alpha_lr": 0.002}),
+            ("temperature", "T learns as slowly as the weights", {"temperature_lr": 0.002}),
             ("handed on", "no norm", {"norm": "none"}),
             ("handed on", "RMSNorm", {"norm": "rms"}),
             ("handed on", "no dropout", {"dropout": 0.0}),
@@ -78,6 +78,12 @@ TABLES = {
             for credit in ("local", "deepsup")
             for rule, text in (("dtg", "z² / T"), ("linear", "z"))
             for projection in ("random", "learned")
+        ]
+        + [
+            ("deepsup", "deepsup, z, learned map from small weights", METHODS["deepsup"]),
+            ("deepsup", "the same, gradients clipped over all blocks", METHODS["deepsup"] | {"clip_by": "network"}),
+            ("bp", "bp, head on all blocks but the first", METHODS["bp"]),
+            ("bp", "bp, head on the last block", METHODS["bp"] | {"head": "last"}),
         ],
     ),
     "depth": (
@@ -108,6 +114,9 @@ def run_variant(settings, cfg, ds, seed, xp=np):
     data = train.Split(ds, chosen)
     net = train.Net(chosen, data.shape, data.n_classes, np.random.default_rng([seed, 0]))
     if xp is not np:
+        from common import kernels_gpu
+
+        kernels_gpu.tf32(chosen.tf32)
         data.to(xp)
         runs.move(xp, {"net": net.layers})
     rng, seconds = np.random.default_rng([seed, 3]), 0.0

@@ -3,9 +3,10 @@
 Idea
     Every convolutional block has a goodness: the mean square of each channel, over parts of its map. A fixed random
     map turns it into one score per class, and softmax cross-entropy on these scores is all that the block learns from.
-    What it hands to the next block carries no gradient. The controls differ from that in one thing each: a learned
-    head on plain activities instead of the random one on squares (--rule linear), the missing line put back (--credit
-    deepsup), or one head at the end and backpropagation through everything (--credit bp).
+    What it hands to the next block carries no gradient. Controls: a learned head on plain activities instead of the
+    random one on squares over a temperature (--rule linear); the same with the missing line put back, which is the
+    paper's BP-DeepSup (--rule linear --credit deepsup); one head at the end and backpropagation through everything
+    (--credit bp).
 
 Symbols
     h    (B, H, W, C)    what a block sees; the first one, the image
@@ -23,12 +24,14 @@ Deviates
 
 Run
     python ff_cnn/train.py --seed 0
-    python ff_cnn/train.py --credit bp
+    python ff_cnn/train.py --rule linear --credit deepsup --seed 0
+    python ff_cnn/train.py --credit bp --seed 0
 """
 
 import sys
 import time
 from dataclasses import dataclass
+from operator import iadd
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -61,17 +64,18 @@ class Config:
     n_epochs: int = 12  # passes over the training images
     batch_size: int = 128  # images per step
     lr: float = 0.002  # AdamW's learning rate, falling by a cosine
-    lr_end: float = 0.00001  # the rate that it falls to
-    warmup: float = 0.5  # epochs in which the rate rises from 0
-    alpha_lr: float = 0.02  # of the temperatures, which the blocks' own rate would hardly move in a short run
+    lr_end: float = 0.00001  # the rate that it falls to, and rises from
+    warmup: float = 0.5  # epochs in which the rate rises
+    temperature_lr: float = 0.02  # of T's alpha, which the blocks' own rate would hardly move in a short run
     weight_decay: float = 0.001  # AdamW's
     clip: float = 1.0  # longest gradient (its norm) of a step
     clip_by: str = "block"  # a gradient: of a block, or of the whole network
     temperature: bool = True  # learn T (--no-temperature: T = 1)
     goodness_norm: str = "none"  # what is squared: z (none), or BatchNorm of z (batch)
-    projection: str = "rule"  # goodness to scores: the rule's own, random, unit (columns of length 1), learned
+    projection: str = "rule"  # goodness to scores: the rule's own, random, unit (columns of length 1), or learned from
+    # where the random one stays
     pooling: str = "rule"  # of what is handed on: the rule's own, average, rms or max
-    alpha: float = 1.0  # parts on a map's side: alpha C_L / C_l, channels at width 1 of the last block and of this one
+    alpha: float = 1.0  # parts on a map's side: alpha C_L / C_l, channels at width 1 (C_L: 512; asge: the last block's)
     scale: float = 10.0  # by which hff's cosines and cwc's means are multiplied
     norm: str = "layer"  # of what is handed on: layer, rms or none
     dropout: float = 0.1  # share of what is handed on that is dropped
@@ -89,7 +93,6 @@ class Config:
     validation: int = 5000  # training images held out (0: train on all of them)
     eval_subset: int = 2000  # images behind each point of the curves
     tf32: bool = True  # on a GPU, multiply with factors rounded to TF32 (10 bits of mantissa)
-    snapshot_every: int = 0  # epochs between the snapshots that figures are drawn from (0: after the last one only)
 
 
 # Channels of the blocks at width 1, and the blocks after which 2 x 2 places are averaged, counted from 0.
@@ -149,7 +152,10 @@ class Head:
 
 
 class Block:
-    """A convolution, how its goodness is read, and what it hands on. opts: an optimiser for each of its layers."""
+    """A convolution, how its goodness is read, and what it hands on. opts: an optimiser for each of its layers.
+
+    rng: of the map to scores alone, so that all rules start from the same convolutions.
+    """
 
     def __init__(self, conv, channels, n, pool, n_classes, cfg, rng):
         rule, M = RULES[cfg.rule], n * n * channels
@@ -158,7 +164,10 @@ class Block:
         self.norm = BatchNorm(channels) if cfg.goodness_norm == "batch" else None
         self.temperature = Temperature() if rule["temperature"] and cfg.temperature else None
         if kind == "learned":
+            start = RandomMap(M, n_classes, rng).state if cfg.projection == "learned" else None
             self.projection = Dense(M, n_classes, rng, relu=False, gain=1.0)
+            if start:
+                self.projection.params = {"W": start["R"], "b": start["b"]}
         elif kind == "prototypes":
             self.projection = Prototypes(M, n_classes, rng, scale=cfg.scale)
         elif kind == "groups":
@@ -223,7 +232,8 @@ class Net:
             widest = channels[-1] if cfg.rule == "asge" else 512  # DTG-FF, App. D.1: the same for VGG8
             n = 1 if mlp or cfg.rule == "cwc" else min(side, max(1, int(cfg.alpha * widest / at_width_1)))
             pool = 2 if i in pooled and not residual else 1
-            self.blocks.append(Block(conv, O, n, pool, n_classes, cfg, rng))
+            own = np.random.default_rng([cfg.seed, 4, i])
+            self.blocks.append(Block(conv, O, n, pool, n_classes, cfg, own))
             side, C = side // pool, O
             sizes.append(O)
         self.seen = slice(1, None) if cfg.head == "concat" and len(sizes) > 1 else slice(-1, None)
@@ -267,16 +277,19 @@ def local_step(net, x, labels, cfg, rng):
         psi, f, seen = block.read(z)
         loss, dpsi = softmax_cross_entropy(psi, labels)
         dz, grads = block.read_back(dpsi, seen)
-        _, grads["conv"] = block.conv.backward(dz, cache, need_dx=False)  # nothing leaves this block
-        step([(block.opts, grads)], cfg)
+        grads["conv"] = block.conv.backward(dz, cache, need_dx=False)[1]  # nothing leaves this block
+        clip_and_step([(block.opts, grads)], cfg)
         block.renormalise()
+        del cache, seen, dz, grads  # before anything is handed on: one block's activities at a time
         if not cfg.pipelined:
-            z, _ = block.conv.forward(h)
+            del z
+            z = block.conv.forward(h)[0]
             f = z.mean(axis=(1, 2))
-        h, _ = block.hand_on.forward(z, key=key)
+        h = None  # gone before what replaces it is there
+        h = block.hand_on.forward(z, key=key)[0]
         features.append(f)
         losses.append(loss)
-        del z, cache, seen, dz, grads  # before the next block: one block's activities at a time
+        del z
     losses.append(net.head_step(xp.concatenate(features[net.seen], axis=1), labels, cfg, keys[-1]))
     return xp.stack(losses)  # (n_blocks + 1,)
 
@@ -291,7 +304,7 @@ def backprop_step(net, x, labels, cfg, rng):
         del other  # before the next micro-batch: its gradients have been added
     features = xp.concatenate(features)
     opts = [block.opts for block in net.blocks] + [{"head": net.head_opt}]
-    step(list(zip(opts, grads, strict=True)), cfg)
+    clip_and_step(list(zip(opts, grads, strict=True)), cfg)
     for block in net.blocks:
         block.renormalise()
     if cfg.credit == "deepsup":  # as in local_step, the head looks on
@@ -346,18 +359,15 @@ def backprop(net, x, labels, rows, cfg, rng):
             dz, own = block.read_back(dpsi, seen)
         elif df_own is not None:
             dz = Parts(1).backward_means(df_own[:, None, None], on[0])
-        if dh is not None:  # the line that Forward-Forward does without
-            through = block.hand_on.backward(dh, on)
-            through += full(dz)
-            dz = through
-            del through
+        if dh is not None:  # the line that Forward-Forward does without, in place
+            dz = iadd(block.hand_on.backward(dh, on), full(dz))
         dh, own["conv"] = block.conv.backward(dz, cache, need_dx=block is not net.blocks[0])
         grads.insert(0, own)
         del below, caches, cache, seen, on, dz
     return xp.stack(losses), grads, features
 
 
-def step(groups, cfg):
+def clip_and_step(groups, cfg):
     """One step of each group: optimisers {layer: one}, their gradients {layer: {name: array}}; clipped as cfg says."""
     if cfg.clip_by == "network":
         every = [({}, {})]
@@ -439,8 +449,10 @@ def check(cfg, ds):
     """Say in one line what cannot work, before anything is computed."""
     splits.check(ds, cfg)
     runs.at_least(cfg, 1, "n_epochs", "batch_size", "accumulate", "eval_subset")
-    runs.at_least(cfg, 0, "alpha", "warmup", "weight_decay", "crop", "jitter", "cutout", "snapshot_every", "lr_end")
-    runs.positive(cfg, "width", "lr", "alpha_lr", "clip", "scale")
+    runs.at_least(cfg, 0, "alpha", "warmup", "weight_decay", "crop", "jitter", "cutout", "lr_end")
+    runs.positive(cfg, "width", "lr", "temperature_lr", "clip", "scale")
+    if cfg.lr_end > min(cfg.lr, cfg.temperature_lr):
+        raise cli.UsageError(f"--lr-end {cfg.lr_end:g}: at most --lr and --temperature-lr, which fall to it")
     for name in ("dropout", "head_dropout", "smoothing"):
         if not 0 <= getattr(cfg, name) < 1:
             raise cli.UsageError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: from 0 to less than 1")
@@ -449,16 +461,25 @@ def check(cfg, ds):
         raise cli.UsageError(f"{ds.name} has images of {H} x {W}: the networks take squares of 32, 64, 96, ...")
     if cfg.credit == "local" and (cfg.accumulate > 1 or cfg.recompute):
         raise cli.UsageError("--accumulate and --recompute save memory in backpropagation: --credit deepsup or bp")
+    if cfg.credit == "local" and cfg.clip_by == "network":
+        raise cli.UsageError("--clip-by network: with --credit local every block's step is its own")
+    if cfg.credit != "local" and not cfg.pipelined:
+        raise cli.UsageError(f"--no-pipelined is an order of local steps: --credit {cfg.credit} has one step for all")
+    if cfg.credit == "bp" and (cfg.projection, cfg.goodness_norm) != ("rule", "none"):
+        raise cli.UsageError("--projection and --goodness-norm: with --credit bp no block is read")
+    if cfg.recompute and cfg.goodness_norm == "batch":
+        raise cli.UsageError("--recompute would count a batch twice in the averages of --goodness-norm batch")
 
 
 def train_epoch(net, data, rng, cfg, epoch):
-    """One pass over the training images -> losses and temperatures, means over the epoch."""
+    """One pass over the training images -> losses, means over the epoch, and temperatures at its end."""
     n = len(data.train[0])
     order, start = rng.permutation(n), time.perf_counter()
     batches = [order[rows] for rows in in_batches(n, cfg.batch_size)]
     first, total, warm = (epoch - 1) * len(batches), cfg.n_epochs * len(batches), round(cfg.warmup * len(batches))
     factors = [cosine(first + i, total, warm) for i in range(len(batches))]
-    rates, warmer = ([float(max(cfg.lr_end, lr * factor)) for factor in factors] for lr in (cfg.lr, cfg.alpha_lr))
+    least, highest = cfg.lr_end, (cfg.lr, cfg.temperature_lr)
+    rates, warmer = ([float(least + (lr - least) * factor) for factor in factors] for lr in highest)
     _, opts = net.layers
 
     def one(rng, rows, rate, alpha_rate):
@@ -504,12 +525,11 @@ def progress_line(epoch, cfg, log, clock):
     return f"epoch {epoch:3d}/{cfg.n_epochs}  val %  {found}{blocks}  | {clock(log['seconds'], epoch)}"
 
 
-def snapshot(folder, epoch, net, psi, labels):
-    """What the figures need of this epoch: first filters, the blocks' answers, right labels."""
-    first = net.blocks[0].conv.params
+def snapshot(folder, epoch, net):
+    """What figures need beside the record: the first block's filters."""
     (folder / "snapshots").mkdir(exist_ok=True)
-    arrays = {"filters": host(first["W"]), "answers": psi.argmax(axis=2), "labels": host(labels)}
-    record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", arrays, {"epoch": epoch})
+    filters = host(net.blocks[0].conv.params["W"])
+    record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", {"filters": filters}, {"epoch": epoch})
 
 
 def run(cfg, options, threads):
@@ -532,10 +552,10 @@ def run(cfg, options, threads):
         log = train_epoch(net, data, rng, cfg, epoch)
         for key, (images, labels) in data.parts("train", "val").items():
             images, labels = images[: cfg.eval_subset], labels[: cfg.eval_subset]
-            log[key], psi = evaluate(net, images, labels, cfg, data)
+            log[key], _ = evaluate(net, images, labels, cfg, data)
             log[key].pop("disagreement", None)
-        if epoch == cfg.n_epochs or (cfg.snapshot_every and epoch % cfg.snapshot_every == 0):
-            snapshot(this.folder, epoch, net, psi, labels)
+        if epoch == cfg.n_epochs:
+            snapshot(this.folder, epoch, net)
         record.append(this.folder, {"epoch": epoch} | log)
         this.checkpoint(epoch, saved, {"rng": rng})
         print(progress_line(epoch, cfg, {"val": log["train"]} | log, clock), flush=True)

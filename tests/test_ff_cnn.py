@@ -129,7 +129,7 @@ def test_it_learns(cache, tmp_path, credit):
     more = "--train-subset 3000 --validation 500 --eval-subset 300 --n-epochs 6 --width 0.06 --backbone plain4".split()
     more += "--cutout 0 --jitter 0 --crop 0 --no-flip --dropout 0 --head-dropout 0 --lr 0.005".split()
     scores = []
-    for i, rate in enumerate(("", "--lr 1e-7 --lr-end 0 --alpha-lr 1e-7")):
+    for i, rate in enumerate(("", "--lr 1e-7 --lr-end 0 --temperature-lr 1e-7")):
         (tmp_path / str(i)).mkdir()
         _, (folder,) = finished(cache, tmp_path / str(i), *more, "--credit", credit, *rate.split())
         scores.append(record.read(folder)[-1]["final"]["test"])

@@ -137,7 +137,10 @@ def test_a_damaged_record_fails_its_own_cell_only(tmp_path):
 
 def test_a_resumed_cell_is_told_how_to_run_again():
     words = "--n-epochs 3 --device cuda --no-figures --threads=2 --data-dir d --lr 0.1".split()
-    assert sweep.run_flags(words) == "--device cuda --no-figures --threads=2 --data-dir d".split()
+    how, what = sweep.apart(words)
+    assert how == "--device cuda --no-figures --threads=2 --data-dir d".split()
+    assert what == "--n-epochs 3 --lr 0.1".split()
+    assert sweep.apart("--threads 2 --n-epochs 2 --seed 0".split())[1] == "--n-epochs 2 --seed 0".split()
 
 
 def test_an_interrupt_stops_what_waits(tmp_path):

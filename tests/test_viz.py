@@ -425,7 +425,11 @@ def test_family_table():
         test = {"head_acc": 0.7 + 0.01 * seed, "images_per_second": 4000.0}
         if settings.get("credit") != "bp":
             test |= {"sum_acc": 0.6, "upper_acc": 0.65, "layer_acc": [0.3, 0.6]}
-        return [first, {"epoch": 1, "seconds": 40.0}, {"final": {"test": test, "peak_gb": 0.5}}]
+        return [
+            first,
+            {"epoch": 1, "seconds": 40.0, "images_per_second": 1125.0},
+            {"final": {"test": test, "peak_gb": 0.5}},
+        ]
 
     runs = [[a_run(0, credit="bp")], [a_run(0, rule="asge", head="last")], [a_run(0), a_run(1)]]
     rows = [row.strip("| ").split(" | ") for row in results.cnn_family(runs).splitlines()[2:]]
@@ -438,4 +442,4 @@ def test_family_table():
         "70.50 ± 0.71",
         "30 60",
     ]
-    assert rows[0][7:11] == ["40.0", "0.50", "4000", "2"] and rows[2][3:7] == ["–", "–", "70.00", "–"]
+    assert rows[0][7:11] == ["40.0", "0.50", "1125", "4000"] and rows[2][3:7] == ["–", "–", "70.00", "–"]

@@ -36,11 +36,20 @@ def load(path):
         raise record.RecordError(f"{path} cannot be read: {error}") from None
     if not found or any(cell.get("method") not in METHODS for cell in found):
         raise record.RecordError(f"{path} is no record of benchmarks/audit.py --out")
-    return found
+    return [cell for cell in found if "error" not in cell]  # out of memory: there is nothing to draw
+
+
+def device(cell):
+    return cell["machine"].get("gpu", cell["machine"]["cpu"])
 
 
 def depth(cells):
     """Activations against the number of blocks."""
+    kinds = {(device(c), c["width"], c["side"], c["batch"]) for c in cells}
+    if len(kinds) > 1:
+        raise record.RecordError(
+            f"the depth records are of several kinds, which one picture would mix: {sorted(kinds)}"
+        )
     fig, ax = plt.subplots(figsize=(9.6, 4.6), layout="constrained")
     for method, (color, marker, line) in METHODS.items():
         own = {int(c["backbone"].removeprefix("equal")): c["activations"] / 1e6 for c in cells if c["method"] == method}
@@ -61,27 +70,28 @@ def depth(cells):
 
 def frontier(cells):
     """Images per second against activations; one panel for each network and batch."""
-    shapes = list(dict.fromkeys((c["backbone"], c["side"], c["batch"]) for c in cells))
+    shape_of = lambda c: (c["backbone"], c["width"], c["side"], c["batch"], device(c))  # noqa: E731
+    shapes = list(dict.fromkeys(map(shape_of, cells)))
     columns = min(3, len(shapes))
     lines = -(-len(shapes) // columns)
     fig, axes = plt.subplots(lines, columns, figsize=(9.6, 3.0 * lines + 0.8), layout="constrained", squeeze=False)
     for ax in axes.flat[len(shapes) :]:
         ax.set_visible(False)
     for ax, shape in zip(axes.flat, shapes, strict=False):
-        for cell in (c for c in cells if (c["backbone"], c["side"], c["batch"]) == shape):
+        for cell in (c for c in cells if shape_of(c) == shape):
             color, marker, _ = METHODS[cell["method"]]
             hollow = {} if cell["method"] != "FF naive" else {"markerfacecolor": "none"}
             at = cell["activations"] / 1e6, cell["images_per_second"]
             ax.plot(*at, marker, color=color, markersize=9, label=cell["method"], **hollow)
-        backbone, side, batch = shape
-        ax.set_title(f"{backbone.upper()}, {side} x {side}, batch {batch}", fontsize=11)
+        backbone, width, side, batch, _ = shape
+        ax.set_title(f"{backbone.upper()} × {width:g}, {side} × {side}, batch {batch}", fontsize=11)
         ax.set_xlim(0, None)
         ax.set_ylim(0, None)
         ax.set_xlabel("MB of activations")
     for ax in axes[:, 0]:
         ax.set_ylabel("images per second")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    fig.suptitle("Up and to the left is better", fontsize=13)
+    fig.suptitle(f"Up and to the left is better ({', '.join(dict.fromkeys(map(device, cells)))})", fontsize=13)
     return fig
 
 

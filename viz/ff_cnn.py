@@ -22,7 +22,7 @@ from common import record
 from viz import style
 
 ANSWERS = {  # name in the record -> text, colour, line
-    "head_acc": ("head over all blocks", style.FF, "-"),
+    "head_acc": ("the head", style.FF, "-"),
     "sum_acc": ("sum of the blocks' scores", style.POS, "--"),
     "upper_acc": ("sum over the upper half", style.NEG, "-."),
 }
@@ -31,6 +31,7 @@ RULES = {  # rule, credit -> text, colour, marker and line
     ("linear", "local"): ("linear heads, local", style.POS, "s--"),
     ("linear", "deepsup"): ("linear heads, BP through all blocks", style.BP, "^-."),
     ("dtg", "deepsup"): ("DTG-FF's heads, BP through all blocks", style.NEG, "v:"),
+    ("dtg", "bp"): ("backpropagation, one head", style.LAYERS[1][0], "D:"),
 }
 
 
@@ -51,7 +52,7 @@ class Run:
     @property
     def kind(self):
         """Everything but the seed, to tell which runs belong together."""
-        return json.dumps({k: v for k, v in self.config.items() if k not in ("seed", "snapshot_every")}, sort_keys=True)
+        return json.dumps({k: v for k, v in self.config.items() if k != "seed"}, sort_keys=True)
 
     def scores(self):
         """Accuracies at the end: on the test set if the run is finished, else on the last epoch's images."""
@@ -73,6 +74,17 @@ def grouped(runs):
     for run in runs:
         found.setdefault(run.kind, []).append(run)
     return list(found.values())
+
+
+def told_apart(kinds):
+    """A name for each kind of run: its method, and what else it does not share with others of that method."""
+    names, first = [own[0].name for own in kinds], [own[0].config for own in kinds]
+    found = []
+    for name, config in zip(names, first, strict=True):
+        rivals = [other for other_name, other in zip(names, first, strict=True) if other_name == name]
+        apart = [k for k in config if any(other.get(k) != config[k] for other in rivals) and k != "seed"]
+        found.append(", ".join([name, *(f"{k.replace('_', ' ')} {config[k]}" for k in apart)]))
+    return found
 
 
 def band(ax, x, values, color, line, text):
@@ -104,24 +116,26 @@ def curves(runs):
 def layers(runs):
     """Accuracy of every block alone; the sum and the head as marks at the right."""
     fig, ax = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
-    spare = iter(style.LAYERS)
-    most = 0
-    for own in grouped(runs):
-        if "layer_acc" not in own[0].scores()[0]:
-            continue
-        key = own[0].config["rule"], own[0].config["credit"]
-        text, color, form = RULES.get(key) or (own[0].name, next(spare)[0], "o-")
-        found = 100 * np.array([run.scores()[0]["layer_acc"] for run in own])
-        n = found.shape[1]
-        most = max(most, n)
-        band(ax, np.arange(n), found, color, form, text)
-        for x, answer in ((n + 0.1, "sum_acc"), (n + 0.9, "head_acc")):
-            values = [100 * run.scores()[0][answer] for run in own]
+    kinds, taken = grouped(runs), []
+    spare = iter([(color, marker + line) for (color, line), marker in zip(style.LAYERS, "P*Xh", strict=True)] * 9)
+    most = max(len(own[0].scores()[0].get("layer_acc", ())) for own in kinds)
+    for own, text in zip(kinds, told_apart(kinds), strict=True):
+        scores, key = [run.scores()[0] for run in own], (own[0].config["rule"], own[0].config["credit"])
+        color, form = RULES[key][1:] if key in RULES and key not in taken else next(spare)
+        taken.append(key)
+        if "layer_acc" in scores[0]:
+            found = 100 * np.array([score["layer_acc"] for score in scores])
+            band(ax, np.arange(found.shape[1]), found, color, form, text)
+        else:
+            ax.plot([], [], form, color=color, label=text)  # its blocks give no answer: a mark at the right
+        for x, answer in ((most + 0.1, "sum_acc"), (most + 0.9, "head_acc")):
+            values = [100 * score[answer] for score in scores if answer in score]
             ax.plot([x] * len(values), values, form[0], color=color, fillstyle="none")
     ax.set_xticks([*range(most), most + 0.1, most + 0.9], [*map(str, range(most)), "sum", "head"])
     ax.set_xlabel("block that answers alone")
     ax.set_ylabel(f"{runs[0].scores()[1]} accuracy (%)")
-    ax.set_title(f"What every block knows, {runs[0].config['backbone']} × {runs[0].config['width']:g}")
+    networks = dict.fromkeys(f"{run.config['backbone']} × {run.config['width']:g}" for run in runs)
+    ax.set_title(f"What every block knows, {', '.join(networks)}")
     ax.legend(loc="lower right")
     return fig
 

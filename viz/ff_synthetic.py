@@ -1,12 +1,15 @@
 """Teacher and student: differences between ways to learn as classes grow, from the record of ff_synthetic/train.py.
 
     python viz/ff_synthetic.py [RECORD ...] [--out DIR]     RECORD: a folder in runs/, or a record.jsonl (default: the
-                                                            committed ones); DIR: ff_synthetic/figures
+                                                            committed ones); DIR: see --help
 
 differences.png   DTG-FF minus each of the paper's three others, teacher by teacher, beside the paper (its Figure 6)
-factors.png       detached or not, z^2/T or z, random or learned heads: what each is worth, from the eight cells
+factors.png       detached or not, z^2/T or z, random or learned heads: what each is worth, and how far that depends on
+                  the others, from the eight cells
+Other teachers, other ways to start heads: pictures of their own, with that in their names.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -36,6 +39,7 @@ PAPER_GAPS = {  # Table 5: K -> test accuracy and train minus test, percent
     30: {"bp": (65.2, 34.2), "ensemble": (70.1, 29.9), "deepsup": (67.0, 30.5), "dtg": (68.6, 17.5)},
     50: {"bp": (72.9, 27.1), "ensemble": (76.3, 23.7), "deepsup": (73.6, 25.7), "dtg": (75.6, 15.6)},
 }
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 CORNERS = {"dtg": "local-squares-random", "deepsup": "through-plain-learned"}
 CORNERS |= {cell: name for name, cell in CORNERS.items()}
 FACTORS = {  # position in a cell's name: the two levels, what going from the second to the first is called
@@ -46,22 +50,38 @@ FACTORS = {  # position in a cell's name: the two levels, what going from the se
 
 
 def load(paths):
-    """The cells of these records, see `collect`."""
-    found = collect([record.read(path) for path in paths])
+    """-> {kind: cells} of these records, see `kinds`."""
+    found = kinds([record.read(path) for path in paths])
     if not found:
         raise record.RecordError(f"{' '.join(map(str, paths))}: no finished cell of ff_synthetic/train.py")
     return found
 
 
+def kinds(runs):
+    """Records, lists of lines -> {kind: cells}: those of one teacher, one way to start heads, one budget, together.
+
+    A kind is named by what is not the script's default: "" for the paper's study.
+    """
+    usual = {"teacher": "default", "heads": "default", "steps": 8000, "batch_size": 256, "lr": 0.001}
+    usual |= {"train_rows": 20000, "test_rows": 5000}
+    found = {}
+    for run in runs:
+        config = usual | run[0].get("config", {})
+        name = ", ".join(f"{k.replace('_', ' ')}: {config[k]}" for k, v in usual.items() if config[k] != v)
+        found.setdefault(name, []).append(run)
+    every = {name: collect(some) for name, some in sorted(found.items())}
+    return {name: cells for name, cells in every.items() if cells}
+
+
 def collect(runs):
-    """Records, lists of lines -> {(method, K): {draw: line}}; the two corners of the paper also as cells."""
+    """Records, lists of lines -> {(method, K): {seed: line}}; the two corners of the paper also as cells."""
     found = {}
     for line in (line for run in runs for line in run):
-        if "method" in line and "draw" in line:
-            found.setdefault((line["method"], line["K"]), {})[line["draw"]] = line
-    for (method, K), by_draw in list(found.items()):
+        if "method" in line and "seed" in line:
+            found.setdefault((line["method"], line["K"]), {})[line["seed"]] = line
+    for (method, K), by_seed in list(found.items()):
         if method in CORNERS:
-            found[CORNERS[method], K] = by_draw | found.get((CORNERS[method], K), {})
+            found[CORNERS[method], K] = by_seed | found.get((CORNERS[method], K), {})
     return found
 
 
@@ -69,22 +89,22 @@ def differences(found, other, K):
     """DTG-FF minus the other method, test accuracy in points, teacher by teacher -> (n,)."""
     ours, theirs = found.get(("dtg", K), {}), found.get((other, K), {})
     both = sorted(ours.keys() & theirs.keys())
-    return np.array([100 * (ours[draw]["test_acc"] - theirs[draw]["test_acc"]) for draw in both])
+    return np.array([100 * (ours[seed]["test_acc"] - theirs[seed]["test_acc"]) for seed in both])
 
 
 def half_width(values):
-    """Half of the 95 % interval of a mean, normal approximation."""
-    return 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    """Half of the 95 % interval of a mean, by Student's t: with five teachers 2.78 standard errors, not 1.96."""
+    n = len(values)
+    return (T_95[n - 2] if n - 2 < len(T_95) else 1.96) * values.std(ddof=1) / n**0.5 if n > 1 else 0.0
 
 
 def contrast(found, n_boot=10000, seed=42):
     """The paper's pre-specified trend: mean of DTG-FF minus deepsup at K 30 and 50, less that at K up to 20
-    -> points, and the 95 % interval of bootstrap resamples of both groups."""
-    low, high = (
-        np.concatenate([differences(found, "deepsup", K) for K in some]) for some in ((5, 10, 15, 20), (30, 50))
-    )
-    if not len(low) or not len(high):
+    -> points, and the 95 % interval of bootstrap resamples of both groups. None unless all six K have as many seeds."""
+    every = [differences(found, "deepsup", K) for K in PAPER]
+    if not len(every[0]) or len({len(values) for values in every}) > 1:
         return None
+    low, high = np.concatenate(every[:4]), np.concatenate(every[4:])
     rng = np.random.default_rng(seed)
     means = [some[rng.integers(0, len(some), (n_boot, len(some)))].mean(axis=1) for some in (low, high)]
     return high.mean() - low.mean(), *np.percentile(means[1] - means[0], [2.5, 97.5])
@@ -103,10 +123,10 @@ def draw_differences(found):
             label = "ours: mean, 95 %" if i == 0 else None
             ax.errorbar(i, values.mean(), half_width(values), fmt="D", color=style.FF, capsize=4, label=label)
             if K in PAPER:
-                label = "the paper" if i == 0 else None
-                ax.plot(
-                    i + 0.25, PAPER[K][other][0], "s", color=style.BP, markerfacecolor="none", markersize=8, label=label
-                )
+                label = "the paper: mean, 95 %" if i == 0 else None
+                mean, sd = PAPER[K][other]
+                width, look = T_95[3] * sd / 5**0.5, {"color": style.BP, "capsize": 4, "markersize": 7}
+                ax.errorbar(i + 0.25, mean, width, fmt="s", markerfacecolor="none", label=label, **look)
         style.reference(ax, 0, None)
         ax.set_xticks(range(len(Ks)), Ks)
         ax.set_xlabel("classes K")
@@ -118,53 +138,72 @@ def draw_differences(found):
 
 
 def factor_effects(found, K):
-    """{position: effects (n,) in points}: the mean over the other two factors of the first level minus the second."""
-    cells = {method: by_draw for (method, k), by_draw in found.items() if k == K and method.count("-") == 2}
+    """{positions: effects (n,) in points} of a design of two levels, three factors: (0,) is the first factor's, the
+    mean of its first level less that of its second; (0, 1) is how much of it depends on the second factor, and so on.
+
+    DTG-FF minus deep supervision is the sum of the effects of an odd number of factors: (0,), (1,), (2,), (0, 1, 2).
+    """
+    cells = {method: by_seed for (method, k), by_seed in found.items() if k == K and method.count("-") == 2}
     if len(cells) < 8:
         return {}
-    draws = sorted(set.intersection(*(set(by_draw) for by_draw in cells.values())))
-    acc = {name: np.array([100 * by_draw[d]["test_acc"] for d in draws]) for name, by_draw in cells.items()}
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in cells.values())))
+    if not seeds:
+        return {}
     effects = {}
-    for position, (first, second, *_) in FACTORS.items():
-        levels = {
-            level: [v for name, v in acc.items() if name.split("-")[position] == level] for level in (first, second)
-        }
-        effects[position] = np.mean(levels[first], axis=0) - np.mean(levels[second], axis=0)
+    for positions in [some for n in (1, 2, 3) for some in itertools.combinations(FACTORS, n)]:
+        effects[positions] = np.zeros(len(seeds))
+        for name, by_seed in cells.items():
+            levels = name.split("-")
+            sign = np.prod([1 if levels[p] == FACTORS[p][0] else -1 for p in positions])
+            effects[positions] += sign / 4 * np.array([100 * by_seed[seed]["test_acc"] for seed in seeds])
     return effects
 
 
 def draw_factors(found):
-    """Main effects of the three factors against K."""
+    """The factors' effects against K, and what depends on how they are combined."""
     Ks = [K for K in sorted({K for _, K in found}) if factor_effects(found, K)]
-    fig, ax = plt.subplots(figsize=(9.6, 4.6), layout="constrained")
-    for position, (*_, text, color, form) in FACTORS.items():
-        effects = [factor_effects(found, K)[position] for K in Ks]
-        means, widths = [e.mean() for e in effects], [half_width(e) for e in effects]
-        shift = 0.08 * (position - 1)
+    fig, axes = plt.subplots(1, 2, figsize=(9.6, 5.0), layout="constrained", sharey=True)
+    every = [factor_effects(found, K) for K in Ks]
+    mixed = dict(zip([(0, 1), (0, 2), (1, 2), (0, 1, 2)], [*style.LAYERS[:3], (style.NEG, ":")], strict=True))
+    for positions in every[0]:
+        if len(positions) == 1:
+            ax, (*_, text, color, form) = axes[0], FACTORS[positions[0]]
+        else:
+            ax, (color, line), text = axes[1], mixed[positions], " × ".join(FACTORS[p][0] for p in positions)
+            form = "sD^v"[list(mixed).index(positions)] + line
+        means, widths = zip(*[(e[positions].mean(), half_width(e[positions])) for e in every], strict=True)
+        shift = 0.08 * (sum(positions) - 1)
         ax.errorbar(np.arange(len(Ks)) + shift, means, widths, fmt=form, color=color, capsize=4, label=text)
-    style.reference(ax, 0, None)
-    ax.set_xticks(range(len(Ks)), Ks)
-    ax.set_xlabel("classes K")
-    ax.set_ylabel("effect on test accuracy, points")
-    ax.set_title("What carries the difference: eight cells, mean over teachers, 95 %")
-    style.legend_below(ax, 3)
+    for ax, title in zip(axes, ("each by itself", "depending on each other"), strict=True):
+        style.reference(ax, 0, None)
+        ax.set_xticks(range(len(Ks)), Ks)
+        ax.set_xlabel("classes K")
+        ax.set_title(title)
+        style.legend_below(ax, 1)
+    axes[0].set_ylabel("effect on test accuracy, points")
+    fig.suptitle("What carries the difference: eight cells, mean over teachers, 95 %", fontsize=13)
     return fig
 
 
 def main():
     parser = style.Parser(__doc__)
     parser.add_argument("records", nargs="*", metavar="RECORD", help="default: results/ff_synthetic/*.jsonl")
-    parser.add_argument("--out", metavar="DIR", default=ROOT / "ff_synthetic" / "figures")
+    parser.add_argument(
+        "--out", metavar="DIR", help="default: ff_synthetic/figures, or figures/ in the run that is given"
+    )
     options = parser.parse_args()
-    found = load(options.records or sorted((ROOT / "results" / "ff_synthetic").glob("*.jsonl")))
-    out, drawn = style.folder(options.out), []
-    if any(method == "dtg" for method, _ in found):
-        style.save(draw_differences(found), out / "differences.png")
-        drawn.append("differences.png")
-    if any(factor_effects(found, K) for _, K in found):
-        style.save(draw_factors(found), out / "factors.png")
-        drawn.append("factors.png")
-    print(f"figures in {out}: {', '.join(drawn) or 'none'}")
+    every = load(options.records or sorted((ROOT / "results" / "ff_synthetic").glob("*.jsonl")))
+    given = Path(options.records[0]) if options.records else ROOT / "ff_synthetic"
+    out, drawn = style.folder(options.out or (given if given.is_dir() else given.parent) / "figures"), []
+    for kind, found in every.items():
+        of_kind = "".join(f"_{word}" for word in kind.replace(":", "").replace(",", "").split())  # "" for the paper's
+        if any(len(differences(found, other, K)) for _, K in found for other in OTHERS):
+            drawn.append(f"differences{of_kind}.png")
+            style.save(draw_differences(found), out / drawn[-1])
+        if any(factor_effects(found, K) for _, K in found):
+            drawn.append(f"factors{of_kind}.png")
+            style.save(draw_factors(found), out / drawn[-1])
+    print(f"figures in {out}: {', '.join(drawn) or 'none: they take several methods'}")
 
 
 if __name__ == "__main__":

@@ -181,6 +181,7 @@ def lc_depth(all_runs):
 # in a variant's line, and what its first layer would say alone
 NETS = {"ff": "FF", "first": "First layer alone:", "bp": "BP twin", "softmax": "softmax"}
 NETS |= {"sum": "sum", "upper": "upper half", "head": "head"}  # ff_cnn
+HEAD_LOSS = "training loss of the head, smoothing included"
 
 
 def effects(all_runs):
@@ -189,6 +190,7 @@ def effects(all_runs):
     Where the first layer has no vote, what it would say alone is a column too.
     """
     scores, sources = {}, []  # variant -> net -> seed -> percent, of all runs: a later one may add to the table
+    losses = {}  # variant -> seed -> training loss of a head
     for (run,) in sorted(all_runs, key=lambda runs: runs[0][0].get("config", {}).get("only", "")):
         variants = [line for line in run if "variant" in line]
         silent = any(line["config"].get("skip_first") for line in variants)
@@ -200,6 +202,8 @@ def effects(all_runs):
                 if value is not None:
                     of_net = scores.setdefault((line["group"], line["variant"]), {}).setdefault(net, {})
                     of_net[line["seed"]] = 100 * value
+            if "head_loss" in line:
+                losses.setdefault((line["group"], line["variant"]), {})[line["seed"]] = line["head_loss"]
             if line["variant"] == "reference" and len(line.get("ff", {}).get("layer_acc", ())) > 1 and not silent:
                 for i, alone in enumerate(line["ff"]["layer_acc"]):
                     of_net = scores.setdefault(("vote", f"layer {i} alone"), {}).setdefault("ff", {})
@@ -215,8 +219,10 @@ def effects(all_runs):
             of_net = own.get(net, {})
             effect = [of_net[seed] - reference[net][seed] for seed in of_net]
             row += ["–" if name == "reference" else spread(effect, sign=True), spread(of_net.values())]
+        row += [spread(losses.get((group, name), {}).values(), 3)] if losses else []
         rows.append([*row, max(len(of_net) for of_net in own.values())])
     columns = [f"{NETS[net]} {what}" for net in reference for what in ("effect, points", "validation accuracy, %")]
+    columns += [HEAD_LOSS] if losses else []
     return markdown(["Group", "What changes", *columns, "n"], rows) + "\n\n" + "; ".join(sources)
 
 
@@ -225,13 +231,14 @@ def variants(all_runs):
     rows, sources = [], []
     for (run,) in all_runs:
         lines = [line for line in run if "variant" in line]
-        nets = [net for net in NETS if any(net in line for line in lines)]
+        nets, losses = [net for net in NETS if any(net in line for line in lines)], any("head_loss" in x for x in lines)
         for name in dict.fromkeys(line["variant"] for line in lines):
             own = [line for line in lines if line["variant"] == name]
             found = [spread([100 * line[net]["val_acc"] for line in own if net in line]) for net in nets]
+            found += [spread([line["head_loss"] for line in own if "head_loss" in line], 3)] if losses else []
             rows.append([name, *found, len(own)])
         sources.append(source(run))
-    columns = [f"{NETS[net]} validation accuracy, %" for net in nets] if rows else []
+    columns = [f"{NETS[net]} validation accuracy, %" for net in nets] + [HEAD_LOSS] * losses if rows else []
     return markdown(["Variant", *columns, "n"], rows) + "\n\n" + "; ".join(sources) if rows else "No results yet."
 
 
@@ -431,6 +438,7 @@ FAMILY = {
 CNN_ANSWERS = ("sum", "upper", "head")
 USUAL_CNN = {"head": "concat", "pipelined": True, "accumulate": 1, "recompute": False, "projection": "rule"}
 USUAL_CNN |= {"temperature": True, "norm": "layer", "goodness_norm": "none", "pooling": "rule", "alpha": 1.0}
+USUAL_CNN |= {"clip_by": "block"}
 
 
 def cnn_name(config):
@@ -459,34 +467,36 @@ def cnn_family(all_runs):
         layers = np.mean([t["layer_acc"] for t in test], axis=0) if "layer_acc" in test[0] else []
         row.append(" ".join(f"{100 * acc:.0f}" for acc in layers) or "–")
         seconds = np.median([line["seconds"] for run in runs for line in epochs(run)])
+        trained = np.median([line["images_per_second"] for run in runs for line in epochs(run)])
         predicted = np.median([t["images_per_second"] for t in test])
         memory = finals[0].get("peak_gb")
         row += [
             f"{seconds:.1f}",
             f"{memory:.2f}" if memory else "–",
+            f"{trained:.0f}",
             f"{predicted:.0f}",
             len(runs),
             f"`{command(runs)}`",
         ]
         rows.append(row)
     head = ["Method", "Network", "Data", *(f"{text}, %" for text in ("Sum of blocks", "upper half", "head"))]
-    head += ["Blocks alone, %", "Seconds an epoch", "GB", "Images/s, prediction", "n", "Command"]
+    head += ["Blocks alone, %", "Seconds an epoch", "GB", "Images/s, training", "prediction", "n", "Command"]
     return markdown(head, rows) if rows else "No results yet."
 
 
-def of_teachers(all_runs):
-    """{teacher: cells} of ff_synthetic's records, see viz/ff_synthetic.py."""
+def of_kinds(all_runs):
+    """{kind: cells} of ff_synthetic's records, and where they come from."""
     runs = [run for runs in all_runs for run in runs]
-    kinds = dict.fromkeys(run[0]["config"]["teacher"] for run in runs)
-    return {kind: ff_synthetic.collect([run for run in runs if run[0]["config"]["teacher"] == kind]) for kind in kinds}
+    found = {kind or "as in the paper": cells for kind, cells in ff_synthetic.kinds(runs).items()}
+    return found, "\n\n" + "; ".join(source(run) for run in runs)
 
 
 def synthetic_pairs(all_runs):
     """Table 4 of the DTG-FF paper: paired differences, and the trend it had specified beforehand."""
-    rows, lines = [], []
-    for teacher, found in of_teachers(all_runs).items():
+    (every, sources), rows, lines = of_kinds(all_runs), [], []
+    for kind, found in every.items():
         for K in sorted({K for method, K in found if method == "dtg"}):
-            row = [teacher, K]
+            row = [kind, K]
             for other in ff_synthetic.OTHERS:
                 values = ff_synthetic.differences(found, other, K)
                 wins = f" ({int((values > 0).sum())}/{len(values)})" if len(values) else ""
@@ -496,38 +506,60 @@ def synthetic_pairs(all_runs):
             rows.append(row)
         if trend := ff_synthetic.contrast(found):
             low, high = trend[1:]
-            lines.append(
-                f"{teacher}: {trend[0]:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}".replace("-", "−")
-            )
+            lines.append(f"{kind}: {trend[0]:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}".replace("-", "−"))
     head = [f"DTG-FF minus {text}" for text in ff_synthetic.OTHERS.values()]
-    head = ["Teacher", "K", *(part for text in head for part in (text, "paper"))]
+    head = ["Study", "K", *(part for text in head for part in (text, "paper"))]
     trend = "; ".join(lines) + " (the paper: +1.37, +0.59 to +2.15)" if lines else ""
     return (
         f"{markdown(head, rows)}\n\nMean difference to deep supervision at K = 30 and 50, less that at K ≤ 20. {trend}"
-    )
+    ) + sources
 
 
 def synthetic_gaps(all_runs):
     """Table 5 of the DTG-FF paper: test accuracy and train minus test, ours and the paper's."""
-    rows = []
-    for teacher, found in of_teachers(all_runs).items():
+    (every, sources), rows = of_kinds(all_runs), []
+    for kind, found in every.items():
         for K in sorted({K for _, K in found}):
-            row = [teacher, K]
+            row, gaps = [kind, K], {}
             for method in ("bp", "ensemble", "deepsup", "dtg"):
                 cells = found.get((method, K), {}).values()
                 test = [100 * c["test_acc"] for c in cells]
                 gap = [100 * (c["train_acc"] - c["test_acc"]) for c in cells]
                 row.append(f"{np.mean(test):.1f} / {np.mean(gap):+.1f}" if test else "–")
+                gaps[method] = np.mean(gap) if gap else np.nan
                 row.append(
                     "{:.1f} / {:+.1f}".format(*ff_synthetic.PAPER_GAPS[K][method])
                     if K in ff_synthetic.PAPER_GAPS
                     else "–"
                 )
+            row.append(spread([gaps["bp"] - gaps["dtg"]], 1, sign=True))
+            row.append(f"{PAPER_GAP_OF_GAPS[K]:+.1f}" if K in PAPER_GAP_OF_GAPS else "–")
             rows.append(row)
-    names = ("one head, BP", "four networks, BP", "all heads, BP", "DTG-FF")
-    return markdown(["Teacher", "K", *(part for name in names for part in (name, "paper"))], rows)
+    names = ("one head, BP", "four networks, BP", "all heads, BP", "DTG-FF", "gap of BP minus gap of DTG-FF")
+    return markdown(["Study", "K", *(part for name in names for part in (name, "paper"))], rows) + sources
 
 
+def synthetic_counts(all_runs):
+    """What the methods cost: learned and fixed numbers, and the paper's claim that their ratio is stable across K."""
+    (every, sources), rows = of_kinds(all_runs), []
+    found = next(iter(every.values()))
+    for K in sorted({K for _, K in found}):
+        of = {method: next(iter(found[method, K].values())) for method in SYNTHETIC if (method, K) in found}
+        row = [f"{line['learned']:,} + {line['fixed']:,}".replace(",", " ") for line in of.values()]
+        row += [f"{line['flop'] / 1e12:.2f}" for line in of.values()]
+        more = (
+            f"{100 * (of['deepsup']['learned'] / of['dtg']['learned'] - 1):.1f} %"
+            if {"deepsup", "dtg"} <= set(of)
+            else "–"
+        )
+        rows.append([K, *row, more])
+    names = [text for method, text in SYNTHETIC.items() if any(m == method for m, _ in found)]
+    head = ["K", *(f"{text}: learned + fixed numbers" for text in names), *(f"{text}, TFLOP" for text in names)]
+    return markdown([*head, "learned by all heads, BP, more than by DTG-FF"], rows) + sources
+
+
+SYNTHETIC = {"bp": "one head, BP", "ensemble": "four networks, BP", "deepsup": "all heads, BP", "dtg": "DTG-FF"}
+PAPER_GAP_OF_GAPS = {5: 1.4, 10: 4.4, 15: 5.5, 20: 7.2, 30: 16.7, 50: 11.5}  # Table 5, last column
 TABLES = {  # name in the README -> folder in results/, how the records' names begin, function
     "ff_cifar_lc": ("ff_cifar_lc", "", lc_accuracy),
     "ff_cifar_lc-classes": ("ff_cifar_lc", "default", lc_classes),
@@ -557,6 +589,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_mnist-recurrent-deep": ("ff_mnist_recurrent-deep", "", variants),
     "ff_synthetic": ("ff_synthetic", "", synthetic_pairs),
     "ff_synthetic-gaps": ("ff_synthetic", "", synthetic_gaps),
+    "ff_synthetic-counts": ("ff_synthetic", "", synthetic_counts),
     "ff_cnn": ("ff_cnn", "", cnn_family),
     "ff_cnn-rates": ("ff_cnn_rates", "", variants),
     "ff_cnn-ablations": ("ff_cnn_ablations", "", effects),

@@ -13,6 +13,7 @@ Symbols, of each block, on the test images
                       needs scikit-learn (--no-ksg does without)
     I(u; Y), I(f; Y)  lower bounds: Fano's inequality on the error of a linear probe
     any block right   accuracy of an oracle that knows which block to ask
+    What blocks answer is left out for a network that learned from one head on top (--credit bp): nobody taught them.
 
 Run
     python ff_cnn/diagnose.py runs/ff_cnn/RUN           a finished run, with its checkpoint
@@ -30,7 +31,7 @@ from common import cli, record, runs  # before NumPy, see common/__init__.py
 import numpy as np
 import train
 
-from common.evaluate import accuracy, in_batches
+from common.evaluate import in_batches
 from common.information import fano, histogram, ksg, probe_error
 
 BINS = (50, 100, 200, 500)
@@ -68,30 +69,27 @@ def measured(net, x):
         h = net.inputs(x[rows])
         for block, lists in zip(net.blocks, found, strict=True):
             z, _ = block.conv.forward(h, train=False)
-            psi, f, _ = block.read(z, train=False)
-            (u, _), _ = block.parts.forward(z)
-            for values, each in zip(lists, ((z * z).mean(axis=(1, 2, 3)), u.reshape(len(u), -1), f, psi), strict=True):
+            psi, f, (y, *_) = block.read(z, train=False)  # y: z, or BatchNorm of it, whichever is squared
+            (u, _), _ = block.parts.forward(y)
+            for values, each in zip(lists, ((y * y).mean(axis=(1, 2, 3)), u.reshape(len(u), -1), f, psi), strict=True):
                 values.append(each)
             h, _ = block.hand_on.forward(z, train=False)
     return [tuple(np.concatenate(values) for values in lists) for lists in found]
 
 
-def diagnose(net, images, labels, data, neighbours=True):
+def diagnose(net, images, labels, data, cfg, neighbours=True):
     """uint8 images (N, H, W, C), labels (N,) -> everything above, as a dict of lists over blocks."""
     K = data.n_classes
     blocks = measured(net, data.floats(images))
-    answers = np.stack([psi.argmax(axis=1) for *_, psi in blocks])
     line = {
         "dim": [u.shape[1] for _, u, _, _ in blocks],
         "histogram": {bins: [histogram(g, labels, bins) for g, *_ in blocks] for bins in BINS},
         "vector": [fano(probe_error(u, labels, K), K) for _, u, _, _ in blocks],
         "gap": [fano(probe_error(f, labels, K), K) for _, _, f, _ in blocks],
-        "layer_acc": [accuracy(a, labels) for a in answers],
-        "sum_acc": accuracy(sum(psi for *_, psi in blocks).argmax(axis=1), labels),
-        "any_acc": float((answers == labels).any(axis=0).mean()),
-        "disagreement": [[float((a != b).mean()) for b in answers] for a in answers],
         "T": [block.T for block in net.blocks],
     }
+    if cfg.credit != "bp":
+        line |= train.of_blocks(np.stack([psi for *_, psi in blocks]), labels)
     if neighbours:
         line["ksg"] = [ksg(g, labels) for g, *_ in blocks]
     return line
@@ -108,15 +106,20 @@ def main():
     cli.set_threads(options.threads)
     cfg, data, net = load(options.run, options.data_dir)
     images, labels = (part[: options.images or None] for part in data.test)
-    found = diagnose(net, images, labels, data, options.ksg)
+    found = diagnose(net, images, labels, data, cfg, options.ksg)
     path = Path(options.run) / "diagnosis.json"
-    path.write_text(json.dumps({"config": vars(cfg), "images": len(labels)} | found, indent=1), encoding="utf-8")
+    about = {"command": record.command(), "commit": record.commit(), "run": record.read(options.run)[0]}
+    path.write_text(json.dumps(about | {"images": len(labels)} | found, indent=1, default=float), encoding="utf-8")
     print("block   dim  I(g;Y) 50..500 bins           ksg  I(u;Y)>=  I(GAP;Y)>=  alone %     T")
     for i, dim in enumerate(found["dim"]):
         bins = " ".join(f"{found['histogram'][b][i]:5.2f}" for b in BINS)
         neighbours = f"{found['ksg'][i]:5.2f}" if "ksg" in found else "    –"
+        alone = f"{100 * found['layer_acc'][i]:8.1f}" if "layer_acc" in found else "       –"
         print(f"{i:5d} {dim:5d}  {bins}      {neighbours} {found['vector'][i]:9.2f} {found['gap'][i]:11.2f}"
-              f" {100 * found['layer_acc'][i]:8.1f} {found['T'][i]:5.2f}")  # fmt: skip
+              f" {alone} {found['T'][i]:5.2f}")  # fmt: skip
+    if "disagreement" not in found:
+        print(f"-> {path}")
+        return
     apart = np.array(found["disagreement"])[~np.eye(len(found["dim"]), dtype=bool)]
     print(f"sum {100 * found['sum_acc']:.1f} %, any block right {100 * found['any_acc']:.1f} %, "
           f"two blocks differ on {100 * apart.mean() if len(apart) else 0:.1f} %   -> {path}")  # fmt: skip

@@ -505,16 +505,19 @@ def evaluate(net, images, labels, cfg, data):
     seconds = time.perf_counter() - start
     labels = host(labels)
     log = {"head_acc": accuracy(head.argmax(axis=1), labels), "images_per_second": len(labels) / seconds}
-    if cfg.credit != "bp":
-        single = psi.argmax(axis=2)  # (n_blocks, N)
-        log |= {
-            "sum_acc": accuracy(psi.sum(axis=0).argmax(axis=1), labels),
-            "upper_acc": accuracy(psi[len(psi) // 2 :].sum(axis=0).argmax(axis=1), labels),
-            "layer_acc": [accuracy(layer, labels) for layer in single],
-            "any_acc": float((single == labels).any(axis=0).mean()),
-            "disagreement": [[float((a != b).mean()) for b in single] for a in single],
-        }
-    return log, psi
+    return (log | of_blocks(psi, labels) if cfg.credit != "bp" else log), psi
+
+
+def of_blocks(psi, labels):
+    """What the blocks' scores (n_blocks, N, K) are worth, in sum (upper: from the middle up) and alone -> dict."""
+    single = psi.argmax(axis=2)  # (n_blocks, N)
+    return {
+        "sum_acc": accuracy(psi.sum(axis=0).argmax(axis=1), labels),
+        "upper_acc": accuracy(psi[len(psi) // 2 :].sum(axis=0).argmax(axis=1), labels),
+        "layer_acc": [accuracy(layer, labels) for layer in single],
+        "any_acc": float((single == labels).any(axis=0).mean()),  # of an oracle that knows which block to ask
+        "disagreement": [[float((a != b).mean()) for b in single] for a in single],
+    }
 
 
 def progress_line(epoch, cfg, log, clock):

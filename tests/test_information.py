@@ -10,6 +10,7 @@ import pytest
 import scripts
 
 from common import information
+from common.cli import UsageError
 
 rng = np.random.default_rng(0)
 
@@ -33,8 +34,20 @@ def test_known_information(distance):
     g, labels, bits = gaussians(distance)
     assert abs(information.histogram(g, labels, 50) - bits) < 0.02
     assert information.histogram(g, labels, 500) > information.histogram(g, labels, 50)  # finite samples
-    pytest.importorskip("sklearn")
-    assert abs(information.ksg(g[:4000], labels[:4000]) - bits) < 0.05
+
+
+@pytest.mark.parametrize("distance", [1.0, 3.0])
+def test_neighbours_find_known_information(distance):
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    g, labels, bits = gaussians(distance, 4000)
+    assert abs(information.ksg(g, labels) - bits) < 0.05
+    assert information.ksg(g, rng.permutation(labels)) < 0.02
+
+
+def test_without_scikit_learn_one_line_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.feature_selection", None)
+    with pytest.raises(UsageError, match="pip install scikit-learn"):
+        information.ksg(np.zeros(10), np.zeros(10, int))
 
 
 def test_shuffled_labels_say_nothing():
@@ -71,5 +84,11 @@ def test_a_run_is_diagnosed(tmp_path):
     assert len(found["vector"]) == 7 and found["any_acc"] >= max(found["layer_acc"]) and found["images"] == 200
     lines = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
     assert len(found["T"]) == len(lines[1]["T"]) and np.allclose(found["T"], lines[1]["T"])  # the trained network
+    words = words.replace("--out out", "--out bp --credit bp --train-subset 60")
+    assert call("train.py", *words.split(), "--no-figures").returncode == 0
+    (folder,) = (tmp_path / "bp").iterdir()
+    done = call("diagnose.py", str(folder), "--images", "100", "--no-ksg")
+    found = json.loads((folder / "diagnosis.json").read_text())
+    assert done.returncode == 0 and "layer_acc" not in found and len(found["gap"]) == 7, done.stderr
     done = call("diagnose.py", "nowhere")
     assert done.returncode == 2 and done.stderr.count("\n") == 1

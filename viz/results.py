@@ -1,6 +1,6 @@
 """The tables of the READMEs, made from committed records: no number stands in a README that no record shows.
 
-    python viz/results.py             rewrite README.md and ff_*/README.md between their results markers
+    python viz/results.py             rewrite README.md, ff_*/README.md and docs/*.md between their results markers
     python viz/results.py --check     change nothing; exit code 1 and one line when a table is stale
 
 A record is results/<experiment>/<any name>.jsonl, a copy of a finished run's record.jsonl. Runs that differ in nothing
@@ -634,7 +634,7 @@ def main():
     options = parser.parse_args()
     root = Path(options.root)
     stale = []
-    for readme in [root / "README.md", *sorted(root.glob("ff_*/README.md"))]:
+    for readme in [root / "README.md", *sorted(root.glob("ff_*/README.md")), *sorted(root.glob("docs/*.md"))]:
         if readme.exists():
             old = readme.read_text(encoding="utf-8")
             new = fill(old, root, readme)

@@ -17,6 +17,7 @@ Symbols, of each block, on the test images
 
 Run
     python ff_cnn/diagnose.py runs/ff_cnn/RUN           a finished run, with its checkpoint
+    python viz/diagnose.py runs/ff_cnn/RUN              what that wrote, as pictures, beside the paper's numbers
 """
 
 import argparse
@@ -35,15 +36,6 @@ from common.evaluate import in_batches
 from common.information import fano, histogram, ksg, probe_error
 
 BINS = (50, 100, 200, 500)
-# App. C.3, Figure 2 and C.3's text: VGG8 at width 1, 400 epochs, 91.33 %.
-PAPER = {
-    "ksg": [0.20, 0.30, 0.28, 0.31, 0.27, 0.16, 0.16],  # mean 0.24 in the table, 0.20 in the text
-    "vector": [1.15, 1.74, 1.92, 2.26, 2.39, 2.46, 2.50],
-    "gap": [0.50, 1.17, 1.82, 2.17, 2.33, 2.42, 2.52],
-    "layer_acc": [0.435, 0.776, 0.851, 0.887, 0.912, 0.913, 0.910],
-    "disagreement": 0.251,
-    "any_acc": 0.969,
-}
 
 
 def load(folder, data_dir, threads=0):
@@ -107,9 +99,10 @@ def main():
     cfg, data, net = load(options.run, options.data_dir)
     images, labels = (part[: options.images or None] for part in data.test)
     found = diagnose(net, images, labels, data, cfg, options.ksg)
-    path = Path(options.run) / "diagnosis.json"
-    about = {"command": record.command(), "commit": record.commit(), "run": record.read(options.run)[0]}
-    path.write_text(json.dumps(about | {"images": len(labels)} | found, indent=1, default=float), encoding="utf-8")
+    path, run = Path(options.run) / "diagnosis.jsonl", record.read(options.run)[0]
+    line = {"command": record.command(), "commit": record.commit(), "trained_by": run["command"]}
+    line |= {"config": run["config"], "dataset": run["dataset"], "final": {"images": len(labels)} | found}
+    path.write_text(json.dumps(line, default=float) + "\n", encoding="utf-8")
     print("block   dim  I(g;Y) 50..500 bins           ksg  I(u;Y)>=  I(GAP;Y)>=  alone %     T")
     for i, dim in enumerate(found["dim"]):
         bins = " ".join(f"{found['histogram'][b][i]:5.2f}" for b in BINS)

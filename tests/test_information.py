@@ -11,6 +11,7 @@ import scripts
 
 from common import information
 from common.cli import UsageError
+from viz import results
 
 rng = np.random.default_rng(0)
 
@@ -80,15 +81,24 @@ def test_a_run_is_diagnosed(tmp_path):
     (folder,) = (tmp_path / "out").iterdir()
     done = call("diagnose.py", str(folder), "--images", "200", "--no-ksg")
     assert done.returncode == 0, done.stderr
-    found = json.loads((folder / "diagnosis.json").read_text())
+    found = json.loads((folder / "diagnosis.jsonl").read_text())["final"]
     assert len(found["vector"]) == 7 and found["any_acc"] >= max(found["layer_acc"]) and found["images"] == 200
     lines = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
     assert len(found["T"]) == len(lines[1]["T"]) and np.allclose(found["T"], lines[1]["T"])  # the trained network
+    picture = [sys.executable, str(scripts.ROOT / "viz" / "diagnose.py"), str(folder)]
+    done = subprocess.run(picture, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and 10_000 < (folder / "figures" / "information.png").stat().st_size < 200_000, (
+        done.stderr
+    )
+    table = results.information([[[json.loads((folder / "diagnosis.jsonl").read_text())]]]).splitlines()
+    assert len(table) == 2 + 7 + 6 and table[2].startswith(
+        f"| 0 | {found['dim'][0]} | {found['histogram']['50'][0]:.2f}"
+    )
     words = words.replace("--out out", "--out bp --credit bp --train-subset 60")
     assert call("train.py", *words.split(), "--no-figures").returncode == 0
     (folder,) = (tmp_path / "bp").iterdir()
     done = call("diagnose.py", str(folder), "--images", "100", "--no-ksg")
-    found = json.loads((folder / "diagnosis.json").read_text())
+    found = json.loads((folder / "diagnosis.jsonl").read_text())["final"]
     assert done.returncode == 0 and "layer_acc" not in found and len(found["gap"]) == 7, done.stderr
     done = call("diagnose.py", "nowhere")
     assert done.returncode == 2 and done.stderr.count("\n") == 1

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import record
 from common.evaluate import mean_sd
-from viz import ff_cifar_lc_depth, ff_synthetic, style
+from viz import diagnose, ff_cifar_lc_depth, ff_synthetic, style
 
 # Numbers of the write-up that ff_cifar_lc reproduces, "Forward-Forward on CIFAR-10 with locally-connected layers":
 # its headline run (one seed), with the settings and the data that a group must share to stand beside it.
@@ -484,6 +484,42 @@ def cnn_family(all_runs):
     return markdown(head, rows) if rows else "No results yet."
 
 
+def information(all_runs):
+    """Per diagnosed network: what each block says about the class, ours and App. C's of the DTG-FF paper."""
+    tables = []
+    for (run,) in all_runs:
+        found, rows = run[-1]["final"], []
+        for i, dim in enumerate(found["dim"]):
+            row = [i, dim, *(f"{found['histogram'][bins][i]:.2f}" for bins in diagnose.BINS)]
+            for key in ("ksg", "vector", "gap", "layer_acc"):
+                for values in (found, diagnose.PAPER):
+                    value = (
+                        values[key][i] * (100 if key == "layer_acc" else 1) if i < len(values.get(key, ())) else None
+                    )
+                    row.append("–" if value is None else f"{value:.1f}" if key == "layer_acc" else f"{value:.2f}")
+            rows.append([*row, f"{found['T'][i]:.2f}"])
+        texts = ("I(g; Y) by neighbours", "I(u; Y) at least", "I(GAP; Y) at least", "alone, %")
+        head = ["Block", "Dimensions of u", *(f"I(g; Y), {bins} bins" for bins in diagnose.BINS)]
+        head += [part for text in texts for part in (text, "paper")]
+        lines = [markdown([*head, "T"], rows), ""]
+        means = [
+            f"{np.mean(found['histogram'][bins]):.2f} (the paper: {diagnose.PAPER['histogram'][bins]:.2f})"
+            for bins in diagnose.BINS
+        ]
+        means += (
+            [f"by neighbours {np.mean(found['ksg']):.2f} (0.24 in its table, 0.20 in its text)"]
+            if "ksg" in found
+            else []
+        )
+        lines.append(f"- mean I(g; Y) over the blocks, with {', '.join(diagnose.BINS)} bins: {', '.join(means)}")
+        for key, paper, text in diagnose.WHOLE:
+            if key in found:
+                lines.append(f"- {text}: {100 * diagnose.whole(found, key):.1f} % (the paper: {100 * paper:.1f} %)")
+        lines.append(f"- `{run[0]['command']}`, of `{run[0]['trained_by']}`, {found['images']} test images")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
 def of_kinds(all_runs):
     """{kind: cells} of ff_synthetic's records, and where they come from."""
     runs = [run for runs in all_runs for run in runs]
@@ -587,6 +623,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_mnist-recurrent": ("ff_mnist_recurrent", "", variants),
     "ff_mnist-recurrent-wide": ("ff_mnist_recurrent-wide", "", variants),
     "ff_mnist-recurrent-deep": ("ff_mnist_recurrent-deep", "", variants),
+    "ff_cnn-information": ("ff_cnn_information", "", information),
     "ff_synthetic": ("ff_synthetic", "", synthetic_pairs),
     "ff_synthetic-gaps": ("ff_synthetic", "", synthetic_gaps),
     "ff_synthetic-counts": ("ff_synthetic", "", synthetic_counts),

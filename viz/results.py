@@ -637,7 +637,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_mnist-side-by-side": ("ff_mnist_side-by-side", "", side_by_side),
     **{
         f"ff_mnist-{name}": (f"ff_mnist_{name}", "", variants)
-        for name in ("amsga-paper", "amsga-fashion", "amsga-tuning", "rates-of-all", "dtg-ladder")
+        for name in ("amsga-paper", "amsga-readings", "amsga-fashion", "amsga-tuning", "rates-of-all", "dtg-ladder")
     },
     **{
         f"ff_mnist-{name}": (f"ff_mnist_{name}", "", effects)

@@ -18,11 +18,14 @@ from common.conv import Conv2d
 
 
 class LabelConv:
-    """Arguments as Conv2d, and n_classes K. params: W (k, k, C, O), b (O,), U (K, O), normal with the sd of W."""
+    """Arguments as Conv2d, and n_classes K. params: W (k, k, C, O), b (O,), U (K, O), normal with the sd of W.
 
-    def __init__(self, C, O, n_classes, rng, k=3, dtype=np.float32):
+    label_rng: where U is drawn from (default: rng, after W).
+    """
+
+    def __init__(self, C, O, n_classes, rng, k=3, dtype=np.float32, label_rng=None):
         self.conv = Conv2d(C, O, rng, k, padding=k // 2, relu=False, dtype=dtype)
-        U = (np.sqrt(2.0 / (k * k * C)) * rng.standard_normal((n_classes, O))).astype(dtype)
+        U = (np.sqrt(2.0 / (k * k * C)) * (label_rng or rng).standard_normal((n_classes, O))).astype(dtype)
         self.params, self.state = self.conv.params | {"U": U}, {}
 
     def image_part(self, x, train=True):
@@ -40,8 +43,8 @@ class LabelConv:
             return g
         return xp.stack([(xp.maximum(a + u, 0) ** 2).mean(axis=(1, 2, 3)) for u in U], axis=1)
 
-    def backward_goodness(self, dg, a, cache):
-        """dg (B, K) = dL/dg, a and cache from `image_part` -> grads {"W", "b", "U"}."""
+    def error(self, dg, a):
+        """dg (B, K) = dL/dg, a (B, H, W, O) from `image_part` -> dL/da (B, H, W, O), dL/dU (K, O)."""
         U, xp = self.params["U"], namespace(a)
         f = dg * dg.dtype.type(2 / (a.shape[1] * a.shape[2] * a.shape[3]))
         if kernels(a):
@@ -49,9 +52,12 @@ class LabelConv:
 
             da, dU = np.empty_like(a), np.empty((len(a), *U.shape), np.float32)
             kernels_image.label_error(a, U, f.astype(np.float32, copy=False), da, dU)
-            dU = dU.sum(axis=0)
-        else:
-            d = [xp.maximum(a + u, 0) * f[:, k, None, None, None] for k, u in enumerate(U)]
-            da, dU = sum(d), xp.stack([each.sum(axis=(0, 1, 2)) for each in d])
+            return da, dU.sum(axis=0)
+        d = [xp.maximum(a + u, 0) * f[:, k, None, None, None] for k, u in enumerate(U)]
+        return sum(d), xp.stack([each.sum(axis=(0, 1, 2)) for each in d])
+
+    def backward_goodness(self, dg, a, cache):
+        """dg (B, K) = dL/dg, a and cache from `image_part` -> grads {"W", "b", "U"}."""
+        da, dU = self.error(dg, a)
         _, grads = self.conv.backward(da, cache)
         return grads | {"U": dU}

@@ -1,11 +1,17 @@
 """Tables of short ff_cnn runs, one thing changed in each, judged on held-out images; no test image is looked at.
 
-    rates       the learning rate of every method, from one common grid
+    rates       the learning rate of every method, from one common grid; where the best is at its end, the grid grows
     ablations   what DTG-FF's paper takes away or replaces, row by row (App. A.5, D.4)
     factorial   who learns from whom x what is read x learned or random, from the same numbers: the eight cells between
                 DTG-FF and deep supervision; and what else deep supervision and backpropagation could be
     depth       more blocks of one width; VGG8 and VGG11 (App. D.5)
     widths      one network, wider
+    asge        its parts on a map, its poolings, projections and answers (asked with --dataset cifar100)
+    cumulative  the five ways to count what other blocks have collected (with cifar10 and cifar100)
+    labels      20 or 100 classes on the same images (with cifar100-coarse and cifar100): accuracy epoch by epoch
+
+All methods have a head that learns from what it sees and hands nothing back (bp: that everything learns from); its
+accuracy is what a learning rate is chosen by. The blocks' own answers are printed beside it; cumulative has only them.
 
 Run
     python ff_cnn/explore.py --table ablations --seeds 0-2
@@ -20,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import runs, tables  # before NumPy, see common/__init__.py
 
 # isort: split
+import cumulative
 import numpy as np
 import train
 
@@ -36,7 +43,12 @@ METHODS = {
     "linear": {"rule": "linear"},
     "deepsup": {"rule": "linear", "credit": "deepsup"},
     "bp": {"credit": "bp"},
+    "asge": {"rule": "asge"},
+    "hff": {"rule": "hff"},
+    "cwc": {"rule": "cwc"},
+    "cumulative": {"script": "cumulative"},
 }
+CONTROLS = ("dtg", "linear", "deepsup", "bp")
 RATES = (0.0005, 0.001, 0.002, 0.004)
 SHORT = {"n_epochs": 6, "width": 0.25}
 TABLES = {
@@ -99,34 +111,59 @@ TABLES = {
         [
             (f"width {width:g}", f"width {width:g}, {name}", {"width": width} | METHODS[name])
             for width in (0.125, 0.25, 0.5)
-            for name in METHODS
+            for name in CONTROLS
         ],
+    ),
+    "asge": (
+        SHORT | {"rule": "asge", "n_epochs": 12},
+        [
+            *(("parts", f"alpha {alpha:g}", {"alpha": alpha}) for alpha in (0.0, 0.5, 1.0, 1.5, 2.0)),
+            *(("pooling", f"{pooling} pooling", {"pooling": pooling}) for pooling in ("average", "max")),
+            ("projection", "learned", {"projection": "learned"}),
+            *(("head", f"head on {head}", {"head": head}) for head in ("last", "goodness")),
+        ],
+    ),
+    "cumulative": (
+        {"script": "cumulative", "n_epochs": 12, "width": 0.25},
+        [
+            *(("gamma", f"gamma {gamma:g}", {"gamma": gamma}) for gamma in (1.0, 0.7, 0.0)),
+            *(("remedy", remedy, {"remedy": remedy}) for remedy in ("gated", "scaled")),
+        ],
+    ),
+    "labels": (
+        SHORT | {"n_epochs": 12},
+        [(name, name, METHODS[name]) for name in ("dtg", "deepsup", "bp")],
     ),
 }
 
 
 def run_variant(settings, cfg, ds, seed, xp=np):
     """Train one variant -> what its line in the record says: accuracies on all held-out images, from 0 to 1."""
-    chosen = replace(train.Config(), **settings, seed=seed, validation=cfg.validation)
+    script = {"train": train, "cumulative": cumulative}[settings.pop("script", "train")]
+    chosen = replace(script.Config(), **settings, seed=seed, validation=cfg.validation)
     chosen.train_subset = cfg.train_subset or chosen.train_subset
     chosen.n_epochs = cfg.n_epochs or chosen.n_epochs
-    train.check(chosen, ds)
+    script.check(chosen, ds)
     data = train.Split(ds, chosen)
-    net = train.Net(chosen, data.shape, data.n_classes, np.random.default_rng([seed, 0]))
+    net = script.Net(chosen, data.shape, data.n_classes, np.random.default_rng([seed, 0]))
     if xp is not np:
+        if script is cumulative:
+            raise cli.UsageError("cumulative.py runs on the CPU alone: leave out --device, or name others with --only")
         from common import kernels_gpu
 
         kernels_gpu.tf32(chosen.tf32)
         data.to(xp)
         runs.move(xp, {"net": net.layers})
-    rng, seconds = np.random.default_rng([seed, 3]), 0.0
+    rng, seconds, curve = np.random.default_rng([seed, 3]), 0.0, []
     with np.errstate(over="ignore", invalid="ignore"):  # some of these ways to learn blow up: that is a result
         for epoch in range(1, chosen.n_epochs + 1):
-            log = train.train_epoch(net, data, rng, chosen, epoch)
+            log = script.train_epoch(net, data, rng, chosen, epoch)
             seconds += log["seconds"]
-        on_train, _ = train.evaluate(net, *(part[:1000] for part in data.train), chosen, data)
-        on_val, _ = train.evaluate(net, *data.val, chosen, data)
-    line = {"config": asdict(chosen), "seconds": seconds, "layer_acc": on_val.get("layer_acc")}
+            on_val, _ = script.evaluate(net, *data.val, chosen, data)
+            curve.append(train.answers(on_val))
+        on_train, _ = script.evaluate(net, *(part[:1000] for part in data.train), chosen, data)
+    line = {"config": asdict(chosen), "seconds": seconds, "layer_acc": on_val.get("layer_acc"), "curve": curve}
+    line |= {"separation": on_val["separation"]} if "separation" in on_val else {}
     line |= {k: log[k] for k in ("loss", "head_loss", "T") if k in log}
     for name in train.answers(on_val):
         line[name] = {"train_acc": on_train[f"{name}_acc"], "val_acc": on_val[f"{name}_acc"]}

@@ -72,14 +72,13 @@ class Config:
     clip_by: str = "block"  # a gradient: of a block, or of the whole network
     temperature: bool = True  # learn T (--no-temperature: T = 1)
     goodness_norm: str = "none"  # what is squared: z (none), or BatchNorm of z (batch)
-    projection: str = "rule"  # goodness to scores: the rule's own, random, unit (columns of length 1), or learned from
-    # where the random one stays
+    projection: str = "rule"  # goodness to scores: the rule's own, random, unit (columns of length 1), or learned
     pooling: str = "rule"  # of what is handed on: the rule's own, average, rms or max
     alpha: float = 1.0  # parts on a map's side: alpha C_L / C_l, channels at width 1 (C_L: 512; asge: the last block's)
     scale: float = 10.0  # by which hff's cosines and cwc's means are multiplied
     norm: str = "layer"  # of what is handed on: layer, rms or none
     dropout: float = 0.1  # share of what is handed on that is dropped
-    head: str = "concat"  # what the head sees: concat (all blocks but the first) or last
+    head: str = "concat"  # what the head sees: concat (means of all blocks but the first), last, or goodness (of all)
     head_dropout: float = 0.2  # share of its features that the head does not see while it learns
     smoothing: float = 0.1  # label smoothing of the head
     pipelined: bool = True  # hand on what was computed before the block's step (--no-pipelined: compute it again)
@@ -123,7 +122,7 @@ CHOICES = {
     "projection": ("rule", "random", "unit", "learned"),
     "norm": ("layer", "rms", "none"),
     "pooling": ("rule", "average", "rms", "max"),
-    "head": ("concat", "last"),
+    "head": ("concat", "last", "goodness"),
 }
 
 
@@ -161,9 +160,10 @@ class Block:
         rule, M = RULES[cfg.rule], n * n * channels
         kind = rule["projection"] if cfg.projection == "rule" else cfg.projection
         self.conv, self.channels, self.parts, self.squares = conv, channels, Parts(n), rule["squares"]
+        self.head, self.n_features = cfg.head, M if cfg.head == "goodness" else channels  # of what the head sees
         self.norm = BatchNorm(channels) if cfg.goodness_norm == "batch" else None
         self.temperature = Temperature() if rule["temperature"] and cfg.temperature else None
-        if kind == "learned":
+        if kind == "learned":  # from where the random map stays, unless the rule's own map is learned
             start = RandomMap(M, n_classes, rng).state if cfg.projection == "learned" else None
             self.projection = Dense(M, n_classes, rng, relu=False, gain=1.0)
             if start:
@@ -187,8 +187,13 @@ class Block:
         goodness = u if self.squares else m
         scaled, heat = self.temperature.forward(goodness) if self.temperature else (goodness, None)
         psi, seen = self.projection.forward(scaled.reshape(len(z), -1))
-        f = z.mean(axis=(1, 2)) if self.norm else self.parts.of_map(m, z)
-        return psi, f, (y, normed, heat, seen)
+        return psi, self.features(z, u, m), (y, normed, heat, seen)
+
+    def features(self, z, u=None, m=None):
+        """What the head sees of z (B, H, W, O), from squares u and means m of its parts if they are known -> (B, D)."""
+        if self.head == "goodness":
+            return (self.parts.forward(z)[0][0] if u is None else u).reshape(len(z), -1)
+        return z.mean(axis=(1, 2)) if m is None or self.norm else self.parts.of_map(m, z)
 
     def read_back(self, dpsi, cache):
         """The gradient of `read` as far as z: dpsi (B, K) -> dz, and for each layer that is passed its gradients."""
@@ -219,7 +224,7 @@ class Net:
         channels, pooled = BACKBONES[cfg.backbone]
         mlp, residual = cfg.backbone == "mlp", cfg.backbone.startswith("resnet")
         side, C = (1, int(np.prod(shape))) if mlp else (shape[0], shape[2])
-        self.flat, self.blocks, sizes = mlp, [], []
+        self.flat, self.blocks = mlp, []
         for i, at_width_1 in enumerate(channels):
             O = max(1, round(cfg.width * at_width_1))
             if RULES[cfg.rule]["projection"] == "groups" and cfg.projection == "rule":
@@ -235,9 +240,9 @@ class Net:
             own = np.random.default_rng([cfg.seed, 4, i])
             self.blocks.append(Block(conv, O, n, pool, n_classes, cfg, own))
             side, C = side // pool, O
-            sizes.append(O)
-        self.seen = slice(1, None) if cfg.head == "concat" and len(sizes) > 1 else slice(-1, None)
-        self.head = Head(sum(sizes[self.seen]), n_classes, rng, cfg.head_dropout)
+        first = {"concat": min(1, len(channels) - 1), "last": len(channels) - 1, "goodness": 0}[cfg.head]
+        self.seen = slice(first, None)
+        self.head = Head(sum(block.n_features for block in self.blocks[self.seen]), n_classes, rng, cfg.head_dropout)
         self.head_opt = Adam(self.head.params, cfg.lr, decay=cfg.weight_decay)
         self.steps = Steps()
 
@@ -253,7 +258,7 @@ class Net:
         looked = set(range(n)[self.seen])
         cuts = [0]
         for i, block in enumerate(self.blocks):
-            cuts.append(cuts[i] + (block.channels if i in looked else 0))
+            cuts.append(cuts[i] + (block.n_features if i in looked else 0))
         return [df[:, cuts[i] : cuts[i + 1]] if i in looked else None for i in range(n)]
 
     def inputs(self, x):
@@ -284,7 +289,7 @@ def local_step(net, x, labels, cfg, rng):
         if not cfg.pipelined:
             del z
             z = block.conv.forward(h)[0]
-            f = z.mean(axis=(1, 2))
+            f = block.features(z)
         h = None  # gone before what replaces it is there
         h = block.hand_on.forward(z, key=key)[0]
         features.append(f)
@@ -445,6 +450,13 @@ def at_least_32(images):
     return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
 
 
+def check_images(ds, cfg):
+    """Raises UsageError for images that the backbones' pooling does not divide."""
+    H, W, _ = at_least_32(ds.x_train[:1]).shape[1:]
+    if H != W or (H % 32 and cfg.backbone != "mlp"):
+        raise cli.UsageError(f"{ds.name} has images of {H} x {W}: the networks take squares of 32, 64, 96, ...")
+
+
 def check(cfg, ds):
     """Say in one line what cannot work, before anything is computed."""
     splits.check(ds, cfg)
@@ -456,9 +468,9 @@ def check(cfg, ds):
     for name in ("dropout", "head_dropout", "smoothing"):
         if not 0 <= getattr(cfg, name) < 1:
             raise cli.UsageError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: from 0 to less than 1")
-    H, W, _ = at_least_32(ds.x_train[:1]).shape[1:]
-    if H != W or (H % 32 and cfg.backbone != "mlp"):
-        raise cli.UsageError(f"{ds.name} has images of {H} x {W}: the networks take squares of 32, 64, 96, ...")
+    check_images(ds, cfg)
+    if cfg.credit == "bp" and cfg.head == "goodness":
+        raise cli.UsageError("--head goodness: with --credit bp no block is read")
     if cfg.credit == "local" and (cfg.accumulate > 1 or cfg.recompute):
         raise cli.UsageError("--accumulate and --recompute save memory in backpropagation: --credit deepsup or bp")
     if cfg.credit == "local" and cfg.clip_by == "network":
@@ -467,8 +479,19 @@ def check(cfg, ds):
         raise cli.UsageError(f"--no-pipelined is an order of local steps: --credit {cfg.credit} has one step for all")
     if cfg.credit == "bp" and (cfg.projection, cfg.goodness_norm) != ("rule", "none"):
         raise cli.UsageError("--projection and --goodness-norm: with --credit bp no block is read")
+    idle = {"scale": cfg.rule not in ("hff", "cwc"), "alpha": cfg.rule == "cwc" or cfg.backbone == "mlp"}
+    idle |= {"temperature": cfg.rule != "dtg", "pooling": cfg.backbone.startswith("resnet")}
+    for name in (name for name, nothing in idle.items() if nothing and getattr(cfg, name) != getattr(Config, name)):
+        raise cli.UsageError(f"--{name}: nothing that --rule {cfg.rule} --backbone {cfg.backbone} would use")
     if cfg.recompute and cfg.goodness_norm == "batch":
         raise cli.UsageError("--recompute would count a batch twice in the averages of --goodness-norm batch")
+
+
+def rates(highest, cfg, epoch, n):
+    """The learning rates of an epoch's n steps, from lr_end up to the highest one, and back: a list of n numbers."""
+    steps = range((epoch - 1) * n, epoch * n)
+    factors = (cosine(t, cfg.n_epochs * n, round(cfg.warmup * n)) for t in steps)
+    return [float(cfg.lr_end + (highest - cfg.lr_end) * factor) for factor in factors]
 
 
 def train_epoch(net, data, rng, cfg, epoch):
@@ -476,10 +499,7 @@ def train_epoch(net, data, rng, cfg, epoch):
     n = len(data.train[0])
     order, start = rng.permutation(n), time.perf_counter()
     batches = [order[rows] for rows in in_batches(n, cfg.batch_size)]
-    first, total, warm = (epoch - 1) * len(batches), cfg.n_epochs * len(batches), round(cfg.warmup * len(batches))
-    factors = [cosine(first + i, total, warm) for i in range(len(batches))]
-    least, highest = cfg.lr_end, (cfg.lr, cfg.temperature_lr)
-    rates, warmer = ([float(least + (lr - least) * factor) for factor in factors] for lr in highest)
+    every, warmer = (rates(lr, cfg, epoch, len(batches)) for lr in (cfg.lr, cfg.temperature_lr))
     _, opts = net.layers
 
     def one(rng, rows, rate, alpha_rate):
@@ -487,7 +507,7 @@ def train_epoch(net, data, rng, cfg, epoch):
             opt.lr = alpha_rate if "alpha" in opt.params else rate
         return [STEPS[cfg.credit](net, *data.changed(rows, cfg, rng), cfg, rng)]
 
-    log = net.steps(one, opts, rng, f"{epoch}/{cfg.n_epochs}", batches, rates, warmer)
+    log = net.steps(one, opts, rng, f"{epoch}/{cfg.n_epochs}", batches, every, warmer)
     *loss, head = np.mean([host(losses) for (losses,) in log], axis=0)
     seconds = time.perf_counter() - start
     log = {"head_loss": head, "seconds": seconds, "images_per_second": n / seconds}
@@ -565,6 +585,9 @@ def run(cfg, options, threads):
 
     parts = data.parts("test", "val")
     final = {key: evaluate(net, *part, cfg, data)[0] for key, part in parts.items()}
+    if "layer_acc" in final.get("val", ()):  # which block is best, held-out images say
+        best = int(np.argmax(final["val"]["layer_acc"]))
+        final["test"] |= {"best": best, "best_acc": final["test"]["layer_acc"][best]}
     record.append(this.folder, {"final": final | runs.cost(clock, net.layers[0])})
     print("test accuracy  " + "  ".join(f"{k} {100 * v:.2f} %" for k, v in answers(final["test"]).items()))
     this.finish(options, net.layers[0], "viz/ff_cnn.py")
@@ -573,7 +596,7 @@ def run(cfg, options, threads):
 
 def answers(scores):
     """The accuracies of one evaluation that could be called the network's: name -> share."""
-    return {k: scores[k + "_acc"] for k in ("sum", "upper", "head") if k + "_acc" in scores}
+    return {k: scores[k + "_acc"] for k in ("sum", "upper", "best", "head") if k + "_acc" in scores}
 
 
 def main():

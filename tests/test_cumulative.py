@@ -13,6 +13,7 @@ import scripts
 from common import record
 from common.functions import sigmoid, softplus
 from common.label_conv import LabelConv
+from common.labels import wrong_labels
 
 cumulative = scripts.load("ff_cnn/cumulative.py")
 rng = np.random.default_rng(2)
@@ -60,6 +61,66 @@ def test_the_gradient_decays_with_the_margin_that_others_have_collected():
         _, dm = cumulative.criterion(np.ones(9), before, np.zeros(9), 1, 4, replace(CFG, gamma=gamma))
         slope = np.polyfit(M, np.log(-dm), 1)[0]
         assert abs(slope + gamma * CFG.beta) < 0.01
+
+
+@pytest.mark.parametrize("remedy", ["none", "gated", "scaled"])
+def test_every_remedy_changes_what_is_learnt(monkeypatch, remedy):
+    """At the default scale of goodness too: a gate that is always shut would be gamma 0."""
+    monkeypatch.setitem(cumulative.train.BACKBONES, "tiny", ([128, 256, 256], [0]))
+    own = replace(cumulative.Config(width=3 / 128, backbone="tiny", dropout=0.0), remedy=remedy)
+    alone = weights_after(replace(own, remedy="none", gamma=0.0))
+    found = weights_after(own)
+    assert np.array_equal(found[0], alone[0]) == (remedy != "scaled")  # nothing is collected before the first block
+    assert not np.allclose(found[1], alone[1], rtol=1e-3)
+
+
+def test_a_gate_by_hand():
+    cfg = replace(CFG, remedy="gated", gamma=0.5)
+    m, before = np.array([0.2, -0.1]), np.array([[1.0, -0.5], [0.3, 2.0]])
+    gate = 0.5 / (1 + np.exp(before))
+    loss, _ = cumulative.criterion(m, before, m, 1, 3, cfg)
+    expected = np.log1p(np.exp(-4 * (m + gate[0] * before[0] - gate[1] * before[1]))).mean()
+    assert np.isclose(loss, expected) and not np.isclose(loss, softplus(-4 * m).mean())
+
+
+def test_with_gamma_0_each_block_is_alone(monkeypatch):
+    """Also where goodness chooses the wrong labels: what is collected below does not matter."""
+    seen = []
+    monkeypatch.setattr(cumulative, "pick", lambda g, labels, cfg, rng: seen.append(g) or wrong_labels(labels, K, rng))
+    monkeypatch.setitem(cumulative.train.BACKBONES, "tiny", ([128, 256, 256], [0]))
+    cfg = replace(CFG, backbone="tiny", gamma=0.0)
+    net, x = cumulative.Net(cfg, (8, 8, 3), K, np.random.default_rng(1)), rng.standard_normal((6, 8, 8, 3), np.float32)
+    own = cumulative.goodness_of_labels(net, x, cfg)
+    cumulative.step(net, x, LABELS, cfg, np.random.default_rng(0))
+    assert np.allclose(seen[2], own[2], rtol=1e-4)
+
+
+def test_the_gradient_is_measured(monkeypatch):
+    """The norm of one image's own loss's gradient with respect to a block's activity, against finite differences."""
+    monkeypatch.setitem(cumulative.train.BACKBONES, "tiny", ([128, 256, 256], [0]))
+    monkeypatch.setattr(cumulative, "pick", lambda g, labels, cfg, rng: (labels + 1) % K)
+    cfg = replace(CFG, backbone="tiny")
+    net, x = cumulative.Net(cfg, (8, 8, 3), K, np.random.default_rng(1)), rng.standard_normal((6, 8, 8, 3), np.float32)
+    before, norm, left = cumulative.free_riding(net, x, LABELS, cfg, rng)
+    g, wrong, i = cumulative.goodness_of_labels(net, x, cfg), (LABELS + 1) % K, np.arange(6)
+    m = g[:, i, LABELS] - g[:, i, wrong]
+    assert np.allclose(before[2], m[:2].sum(axis=0), atol=1e-4) and np.allclose(left[0], 1)
+    h = x
+    for layer, on in zip(net.layers[:2], net.hand_on[:2], strict=True):
+        a, _ = layer.image_part(h, train=False)
+        h, _ = on.forward(np.maximum(a, 0), train=False)
+    layer = net.layers[2]
+    a, _ = layer.image_part(h, train=False)
+    direction, _ = layer.error(-np.eye(K, dtype=np.float32)[LABELS] + np.eye(K, dtype=np.float32)[wrong], a)
+    direction = np.float64(direction) / np.sqrt((direction**2).sum(axis=(1, 2, 3), keepdims=True))
+
+    def loss(a):
+        g = np.stack([(np.maximum(a + np.float64(u), 0) ** 2).mean(axis=(1, 2, 3)) for u in layer.params["U"]], axis=1)
+        own = cfg.scale * (g[i, LABELS] - g[i, wrong])
+        return softplus(-cfg.beta * (own + cfg.gamma * before[2]))
+
+    slope = (loss(a + 1e-5 * direction) - loss(a - 1e-5 * direction)) / 2e-5
+    assert np.allclose(slope, norm[2], rtol=1e-2)
 
 
 def weights_after(cfg, perturbed=None):
@@ -113,4 +174,4 @@ def test_a_run(tmp_path):
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"separation.png", "free-riding.png"}
     lines = record.read(folders[0])
-    assert len(lines[-1]["final"]["test"]["separation"]) == 7 and 0 <= lines[-1]["final"]["test"]["acc"] <= 1
+    assert len(lines[-1]["final"]["test"]["separation"]) == 7 and 0 <= lines[-1]["final"]["test"]["sum_acc"] <= 1

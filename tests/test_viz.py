@@ -424,22 +424,24 @@ def test_family_table():
         first |= {"dataset": {"name": "cifar10", "train": 45000}}
         test = {"head_acc": 0.7 + 0.01 * seed, "images_per_second": 4000.0}
         if settings.get("credit") != "bp":
-            test |= {"sum_acc": 0.6, "upper_acc": 0.65, "layer_acc": [0.3, 0.6]}
+            test |= {"sum_acc": 0.6, "upper_acc": 0.65, "best_acc": 0.6, "layer_acc": [0.3, 0.6]}
         return [
             first,
             {"epoch": 1, "seconds": 40.0, "images_per_second": 1125.0},
-            {"final": {"test": test, "peak_gb": 0.5}},
+            {"final": {"test": test, "peak_gb": 0.5, "parameters": 1_500_000}},
         ]
 
     runs = [[a_run(0, credit="bp")], [a_run(0, rule="asge", head="last")], [a_run(0), a_run(1)]]
     rows = [row.strip("| ").split(" | ") for row in results.cnn_family(runs).splitlines()[2:]]
     assert [row[0] for row in rows] == ["DTG-FF", "ASGE, head last", "backpropagation, one head"]
-    assert rows[0][1:7] == [
+    assert rows[0][1:8] == [
         "vgg8 x 0.25",
         "cifar10, 45 000 images, 12 epochs",
         "60.00 ± 0.00",
         "65.00 ± 0.00",
+        "60.00 ± 0.00",
         "70.50 ± 0.71",
         "30 60",
     ]
-    assert rows[0][7:11] == ["40.0", "0.50", "1125", "4000"] and rows[2][3:7] == ["–", "–", "70.00", "–"]
+    assert rows[0][8:14] == ["1.50 M", "1", "40.0", "0.50", "1125", "4000"]
+    assert rows[2][3:8] == ["–", "–", "–", "70.00", "–"]

@@ -3,7 +3,8 @@
     python viz/ff_cnn_cumulative.py RUN [RUN ...] [--out DIR]     RUN: run folders; DIR: figures/ in the first
 
 separation.png    mean margin of every block alone, on test images; seeds are drawn as mean and standard deviation
-free-riding.png   gradient that reaches a block against the margin that the blocks below have collected
+free-riding.png   gradient of a block's own loss against the margin that the blocks below have collected, measured; and
+                  what of it that margin alone leaves
 """
 
 import sys
@@ -33,6 +34,7 @@ class Run:
     def __init__(self, path):
         lines = record.read(path)
         self.folder, self.config = Path(path), lines[0].get("config", {})
+        self.dataset = lines[0].get("dataset", {}).get("name")
         if "remedy" not in self.config:
             raise record.RecordError(f"{path} is no run of ff_cnn/cumulative.py")
         self.final = lines[-1].get("final")
@@ -44,16 +46,18 @@ class Run:
     @property
     def name(self):
         gamma = f"γ = {self.config['gamma']:g}"
-        return {"none": gamma, "gated": "gated by hardness", "scaled": f"{gamma}, own loss by depth"}[
-            self.config["remedy"]
-        ]
+        more = {"none": "", "gated": ", gated by hardness", "scaled": ", own loss by depth"}
+        return gamma + more[self.config["remedy"]]
 
 
 def grouped(runs):
-    """{name: runs that differ in the seed alone}, in the order given."""
+    """{name: runs that differ in the seed alone}, in the order given; a name says what a group does not share."""
+    settings = [run.config | {"data set": run.dataset, "seed": 0} for run in runs]
+    apart = [k for k in settings[0] if k not in ("gamma", "remedy") and any(s[k] != settings[0][k] for s in settings)]
     found = {}
-    for run in runs:
-        found.setdefault(run.name, []).append(run)
+    for run, own in zip(runs, settings, strict=True):
+        name = ", ".join([run.name, *(f"{k.replace('_', ' ')} {own[k]}" for k in apart)])
+        found.setdefault(name, []).append(run)
     return found
 
 
@@ -62,7 +66,7 @@ def separation(runs):
     for (name, own), (color, form) in zip(grouped(runs).items(), LOOKS * 3, strict=False):
         values = np.array([run.final["test"]["separation"] for run in own])
         sd = values.std(axis=0, ddof=1) if len(own) > 1 else None
-        acc = 100 * np.mean([run.final["test"]["acc"] for run in own])
+        acc = 100 * np.mean([run.final["test"]["sum_acc"] for run in own])
         ax.errorbar(range(values.shape[1]), values.mean(axis=0), sd, fmt=form, color=color, capsize=3,
                     label=f"{name} ({acc:.1f} % right)")  # fmt: skip
     style.reference(ax, 0, None)
@@ -74,25 +78,29 @@ def separation(runs):
 
 
 def free_riding(runs):
-    """Median gradient, as a share of a block's that stands alone, in bins of the margin collected before."""
-    fig, ax = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    """Medians over the blocks above the first, in bins of the margin collected before. Left: the norm of the gradient.
+    Right: |dL/dm| as a share of what it would be if nothing had been collected, beside the theorem's slope."""
+    fig, axes = plt.subplots(1, 2, figsize=(9.6, 4.9), layout="constrained")
     for (name, own), (color, form) in zip(grouped(runs).items(), LOOKS * 3, strict=False):
-        before, left = (np.concatenate([run.arrays[k][1:].ravel() for run in own]) for k in ("before", "left"))
+        before = np.concatenate([run.arrays["before"][1:].ravel() for run in own])
         edges = np.linspace(*np.percentile(before, [2, 98]), 16)
         bins = np.digitize(before, edges)
         some = [i for i in range(1, len(edges)) if (bins == i).sum() >= 20]
         x = [before[bins == i].mean() for i in some]
-        ax.plot(x, [max(np.median(left[bins == i]), 1e-12) for i in some], form, color=color, label=name)
+        for ax, key in zip(axes, ("norm", "left"), strict=True):
+            values = np.concatenate([run.arrays[key][1:].ravel() for run in own])
+            ax.plot(x, [np.median(values[bins == i]) for i in some], form, color=color, label=name)
         if own[0].config["remedy"] == "none" and own[0].config["gamma"] and len(x) > 1:
             slope = own[0].config["beta"] * own[0].config["gamma"]
             line = np.linspace(max(0, min(x)), max(x), 2)
-            ax.plot(line, np.exp(-slope * line), color=color, linewidth=1, linestyle=(0, (2, 2)))
-    ax.set_yscale("log")
-    ax.set_ylim(bottom=1e-9)
-    ax.set_xlabel("margin that the blocks below have collected")
-    ax.set_ylabel("gradient, times that of a block alone")
-    ax.set_title("What is left to learn behind good blocks (thin: slope −βγ)")
-    ax.legend()
+            axes[1].plot(line, np.exp(-slope * line), color=color, linewidth=1, linestyle=(0, (2, 2)))
+    for ax, text in zip(axes, ("norm of dL/da, one image's loss", "|dL/dm|, times that without M"), strict=True):
+        ax.set_yscale("log")
+        ax.set_xlabel("margin M that the blocks below have collected")
+        ax.set_ylabel(text)
+    axes[0].set_title("Measured: the gradient that is left")
+    axes[1].set_title("What M alone leaves (thin: slope −βγ)")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 

@@ -430,12 +430,13 @@ FAMILY = {
     ("asge", "local"): ("ASGE", "1"),
     ("hff", "local"): ("HFF", "1"),
     ("cwc", "local"): ("channel groups (CwC)", "1"),
+    ("cumulative", "local"): ("cumulative goodness", "1"),  # label units are added to what one pass has computed
     ("linear", "local"): ("linear heads, local", "1"),
     ("linear", "deepsup"): ("linear heads, BP through all blocks", "1"),
     ("dtg", "deepsup"): ("DTG-FF's heads, BP through all blocks", "1"),
     ("dtg", "bp"): ("backpropagation, one head", "1"),
 }
-CNN_ANSWERS = ("sum", "upper", "head")
+CNN_ANSWERS = ("sum", "upper", "best", "head")
 USUAL_CNN = {"head": "concat", "pipelined": True, "accumulate": 1, "recompute": False, "projection": "rule"}
 USUAL_CNN |= {"temperature": True, "norm": "layer", "goodness_norm": "none", "pooling": "rule", "alpha": 1.0}
 USUAL_CNN |= {"clip_by": "block"}
@@ -443,11 +444,17 @@ USUAL_CNN |= {"clip_by": "block"}
 
 def cnn_name(config):
     """What kind of run this is, in words."""
-    key = config["rule"], config["credit"]
-    if config["credit"] == "bp":
-        key = "dtg", "bp"  # no block is read
-    name, _ = FAMILY.get(key, (f"{config['rule']}, {config['credit']}", "1"))
+    name, _ = FAMILY.get(cnn_key(config), (f"{config.get('rule')}, {config.get('credit')}", "1"))
+    if "gamma" in config:
+        name += f", γ = {config['gamma']:g}" + (f", {config['remedy']}" if config["remedy"] != "none" else "")
     return name + "".join(f", {k} {config[k]}" for k, v in USUAL_CNN.items() if config.get(k, v) != v)
+
+
+def cnn_key(config):
+    """(rule, credit), as FAMILY has them."""
+    if "gamma" in config:  # ff_cnn/cumulative.py
+        return "cumulative", "local"
+    return ("dtg", "bp") if config["credit"] == "bp" else (config["rule"], config["credit"])  # with bp no block is read
 
 
 def cnn_family(all_runs):
@@ -455,8 +462,7 @@ def cnn_family(all_runs):
     rows, order = [], list(FAMILY)
 
     def place(runs):
-        config = runs[0][0]["config"]
-        key = ("dtg", "bp") if config["credit"] == "bp" else (config["rule"], config["credit"])
+        key = cnn_key(runs[0][0]["config"])
         return runs[0][0]["dataset"]["name"], order.index(key) if key in order else len(order)
 
     for runs in sorted(all_runs, key=place):
@@ -470,7 +476,10 @@ def cnn_family(all_runs):
         trained = np.median([line["images_per_second"] for run in runs for line in epochs(run)])
         predicted = np.median([t["images_per_second"] for t in test])
         memory = finals[0].get("peak_gb")
+        numbers = finals[0].get("parameters")
         row += [
+            f"{numbers / 1e6:.2f} M" if numbers else "–",
+            FAMILY.get(cnn_key(config), ("", "1"))[1],
             f"{seconds:.1f}",
             f"{memory:.2f}" if memory else "–",
             f"{trained:.0f}",
@@ -479,8 +488,23 @@ def cnn_family(all_runs):
             f"`{command(runs)}`",
         ]
         rows.append(row)
-    head = ["Method", "Network", "Data", *(f"{text}, %" for text in ("Sum of blocks", "upper half", "head"))]
-    head += ["Blocks alone, %", "Seconds an epoch", "GB", "Images/s, training", "prediction", "n", "Command"]
+    head = [
+        "Method",
+        "Network",
+        "Data",
+        *(f"{text}, %" for text in ("Sum of blocks", "upper half", "best block", "head")),
+    ]
+    head += [
+        "Blocks alone, %",
+        "Parameters",
+        "Passes per prediction",
+        "Seconds an epoch",
+        "GB",
+        "Images/s, training",
+        "prediction",
+        "n",
+        "Command",
+    ]
     return markdown(head, rows) if rows else "No results yet."
 
 
@@ -628,6 +652,9 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_synthetic-gaps": ("ff_synthetic", "", synthetic_gaps),
     "ff_synthetic-counts": ("ff_synthetic", "", synthetic_counts),
     "ff_cnn": ("ff_cnn", "", cnn_family),
+    "ff_cnn-asge": ("ff_cnn_asge", "", variants),
+    "ff_cnn-cumulative": ("ff_cnn_cumulative", "", variants),
+    "ff_cnn-labels": ("ff_cnn_labels", "", variants),
     "ff_cnn-rates": ("ff_cnn_rates", "", variants),
     "ff_cnn-ablations": ("ff_cnn_ablations", "", effects),
     "ff_cnn-factorial": ("ff_cnn_factorial", "", variants),

@@ -14,7 +14,8 @@ Symbols
     y_l(t) = 0.3 y_l(t-1) + 0.7 ReLU(z_l(t))
     g_l(t)   (2B,)             goodness, the mean of y_l(t)^2
     loss     softplus(-t D (g - theta)), t = +1 for right and -1 for wrong labels (min: the other way round), D units
-    Start: y(0) from one bottom-up pass without a label. Wrong labels are drawn from a softmax over that pass's h.
+    Start: y(0) from one bottom-up pass under a neutral label, the mean of all labels' U. Wrong labels are drawn from a
+    softmax over that pass's h.
     Prediction: ten steps under each label, and the label with the most (min: least) goodness in steps 4 to 6; or the
     softmax, one pass.
 
@@ -29,7 +30,7 @@ Run
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -69,7 +70,9 @@ class Config:
     lr: float = 0.001  # learning rate of the hidden layers (Adam)
     head_lr: float = 0.001  # that of the softmax
     bp_lr: float = 0.001  # that of the BP twin
-    weight_decay: float = 0.0001  # of all of them, decoupled from the gradient
+    weight_decay: float = 0.0001  # of the hidden layers, decoupled from the gradient
+    head_decay: float = 0.0001  # that of the softmax
+    bp_decay: float = 0.0001  # that of the BP twin
     schedule: str = "linear"  # the learning rate over the run: half (constant, then to 0), linear, cosine or constant
     flip: bool = False  # mirror training images at random
     shift: int = 0  # move training images at random by up to so many pixels
@@ -86,7 +89,7 @@ CHOICES = {"objective": ("min", "max"), "schedule": tuple(SCHEDULES)}
 
 class TwoWay:
     """A map between two neighbours: W and b from below, V from above, U from the label (each (H, W, ...) at every
-    location). params: W (H, W, rf, rf, C_below, C), V alike, U (H, W, K, C), b (H, W, C); the last one always."""
+    location). params: W (H, W, rf, rf, C_below, C), V alike, U (H, W, K, C), b (H, W, C); W and b always."""
 
     def __init__(self, below, channels, rf, above, n_classes, rng, dtype=np.float32):
         """below, above: shapes (H, W, C) of the neighbours; above None: no layer there; n_classes 0: no label."""
@@ -113,8 +116,15 @@ class TwoWay:
         return self.above.linear(h)
 
     def lead(self, labels):
-        """labels (R,) -> what they add to z (R, H, W, C), or None."""
-        return self.params["U"][:, :, labels].transpose(2, 0, 1, 3) if "U" in self.params else None
+        """labels (R,) -> what they add to z (R, H, W, C), batch innermost in memory like all maps; or None."""
+        if "U" not in self.params:
+            return None
+        U = self.params["U"].transpose(0, 1, 3, 2)  # (H, W, C, K)
+        return np.ascontiguousarray(U[..., labels]).transpose(3, 0, 1, 2)
+
+    def neutral(self):
+        """What a label that is none adds to z (H, W, C): the mean of all labels; or 0."""
+        return self.params["U"].mean(axis=2) if "U" in self.params else 0
 
     def grads(self, x, labels, below, above, dz):
         """Gradients, from what was seen and dL/dz at all time steps, lists of (2B, H, W, C) -> as params.
@@ -122,7 +132,7 @@ class TwoWay:
         below empty: the image x (B, H, W, C), the same at every step and under both labels, so that the errors are
         added up before they meet it.
         """
-        every = sum(dz)  # (2B, H, W, C), over time
+        every = sum(dz) if not below or "U" in self.params else None  # (2B, H, W, C), over time
         if below:
             grads = self.below.linear_grads(np.concatenate(below), np.concatenate(dz))
         else:
@@ -149,16 +159,16 @@ class Net:
         shown = cfg.n_layers * int(np.prod(maps[-1]))
         self.head = Dense(shown, n_classes, rng, relu=False, gain=0.0)
         self.opts = [Adam(layer.params, cfg.lr, decay=cfg.weight_decay) for layer in self.layers]
-        self.head_opt = Adam(self.head.params, cfg.head_lr, decay=cfg.weight_decay)
+        self.head_opt = Adam(self.head.params, cfg.head_lr, decay=cfg.head_decay)
         self.parts = {"ff": (self.layers, self.opts), "head": ([self.head], [self.head_opt])}
 
 
 def bottom_up(layers, x):
-    """One pass without a label: x (B, H, W, C) -> the states at step 0, a list of (B, H, W, C), and W_0 * x."""
+    """One pass under a neutral label: x (B, H, W, C) -> the states at step 0, a list of (B, H, W, C), and W_0 * x."""
     drive, y = layers[0].from_below(x), []
     for i, layer in enumerate(layers):
         z = layer.from_below(normalise(y[-1])) if i else drive
-        y.append(relu(z + layer.params["b"]))
+        y.append(relu(z + (layer.params["b"] + layer.neutral())))
     return y, drive
 
 
@@ -167,18 +177,13 @@ def seen_by_head(y):
     return np.concatenate([normalise(v).reshape(len(v), -1) for v in y], axis=1)
 
 
-def rows_of(parts, n):
-    """Each of B rows n times, one after the other: (B, ...) -> (n B, ...)."""
-    return [np.concatenate([part] * n) for part in parts]
-
-
 def ff_step(net, x, labels, cfg, rng):
     """One step of learning: x (B, H, W, C), labels (B,) -> layer by layer loss, mean g of right and of wrong labels."""
     start, drive = bottom_up(net.layers, x)
     logits, cache = net.head.forward(seen_by_head(start))
     net.head_opt.step(net.head.backward(softmax_cross_entropy(logits, labels)[1], cache)[1])
     both = np.concatenate([labels, sampled_labels(logits, labels, rng)])  # (2B,)
-    grads, log = ff_grads(net.layers, x, both, rows_of(start, 2), rows_of([drive], 2)[0], cfg)
+    grads, log = ff_grads(net.layers, x, both, start, drive, cfg)
     for opt, of_layer in zip(net.opts, grads, strict=True):
         opt.step(of_layer)
     return log
@@ -186,7 +191,7 @@ def ff_step(net, x, labels, cfg, rng):
 
 def ff_grads(layers, x, labels, y, drive, cfg):
     """Gradients of all layers over all time steps: x (B, H, W, C), labels (2B,), states at step 0 and what the image
-    sends (2B, H, W, C) -> grads; layer by layer loss, and mean goodness of right and of wrong labels.
+    sends (B, H, W, C) -> grads; layer by layer loss, and mean goodness of right and of wrong labels.
 
     Every time step that the label has reached has a loss of its own, layer by layer; what is lowered is their mean.
     """
@@ -214,7 +219,7 @@ def ff_grads(layers, x, labels, y, drive, cfg):
     return grads, [np.mean(one, axis=0) for one in log]
 
 
-def goodness_of_labels(net, x, cfg, n_classes):
+def goodness_of_labels(net, x, cfg, n_classes, steps=None):
     """Goodness of every candidate label at every step: x (N, H, W, C) -> (steps, n_layers, N, K)."""
     found = []
     for rows in in_batches(len(x), 32):
@@ -222,9 +227,7 @@ def goodness_of_labels(net, x, cfg, n_classes):
         labels = np.repeat(np.arange(n_classes), B)  # (K B,)
         start, drive = bottom_up(net.layers, x[rows])
         leads = [layer.lead(labels) for layer in net.layers]
-        frames = unroll(
-            net.layers, rows_of([drive], n_classes)[0], leads, rows_of(start, n_classes), cfg.steps, cfg.damping
-        )
+        frames = unroll(net.layers, drive, leads, start, steps or cfg.steps, cfg.damping)
         found.append(
             np.stack([[MeanSquare().forward(v)[0].reshape(n_classes, B).T for v in now] for _, _, now in frames])
         )
@@ -252,14 +255,23 @@ def twin(cfg, shape, n_classes, rng):
         layers.append(LocallyConnected2d(shape, cfg.channels, cfg.rf, rng, padding=cfg.rf // 2))
         shape = layers[-1].out_shape
     layers += [Flatten(), Dense(int(np.prod(shape)), n_classes, rng, relu=False)]
-    return layers, [Adam(layer.params, cfg.bp_lr, decay=cfg.weight_decay) for layer in layers]
+    return layers, [Adam(layer.params, cfg.bp_lr, decay=cfg.bp_decay) for layer in layers]
+
+
+class Split(train.Split):
+    """The same images; all that are held out judge at the end, eval_subset of them behind each point of the curves."""
+
+    def __init__(self, ds, cfg):
+        super().__init__(ds, replace(cfg, eval_subset=max(cfg.eval_subset, cfg.validation)))
+        if not cfg.full_test:
+            self.test = tuple(part[: cfg.eval_subset] for part in self.test)
 
 
 def check(cfg, ds):
     """Say in one line what cannot work, before anything is computed."""
     splits.check(ds, cfg)
     runs.at_least(cfg, 1, "n_epochs", "n_layers", "channels", "steps", "eval_subset", "batch_size")
-    runs.at_least(cfg, 0, "peer", "weight_decay", "shift", "snapshot_every")
+    runs.at_least(cfg, 0, "peer", "weight_decay", "head_decay", "bp_decay", "shift", "snapshot_every")
     runs.positive(cfg, "theta", "lr", "head_lr", "bp_lr")
     if cfg.rf < 1 or cfg.rf % 2 == 0:
         raise cli.UsageError(f"--rf {cfg.rf}: an odd number, so that maps keep their size")
@@ -300,10 +312,11 @@ def train_epoch(net, bp, data, rngs, cfg, epoch):
     return found, {"loss": np.mean(losses), "seconds": time.perf_counter() - start}
 
 
-def evaluate(net, bp, x, labels, cfg, n_classes):
-    """x (N, H, W, C), labels (N,) -> accuracies: by goodness, by each step's, by the softmax, of BP; and goodness."""
+def evaluate(net, bp, x, labels, cfg, n_classes, steps=None):
+    """x (N, H, W, C), labels (N,) -> accuracies: by goodness, by each step's (of so many), by the softmax, of BP; and
+    goodness."""
     x = normalise(x)
-    g = goodness_of_labels(net, x, cfg, n_classes)
+    g = goodness_of_labels(net, x, cfg, n_classes, steps)
     best = np.argmax if cfg.objective == "max" else np.argmin
     scores = {"acc": accuracy(vote(g, cfg), labels), "softmax_acc": accuracy(softmax_predict(net, x), labels)}
     scores["step_acc"] = [accuracy(best(step.sum(axis=0), axis=1), labels) for step in g]
@@ -312,7 +325,7 @@ def evaluate(net, bp, x, labels, cfg, n_classes):
     return scores, g
 
 
-def snapshot(folder, epoch, net, g, images, labels):
+def snapshot(folder, epoch, g, images, labels):
     """What the figures need of this epoch: goodness of every label at every step of some images, and the images."""
     (folder / "snapshots").mkdir(exist_ok=True)
     arrays = {"goodness": g[:, :, :100], "labels": labels[:100], "images": images[:100]}
@@ -321,7 +334,7 @@ def snapshot(folder, epoch, net, g, images, labels):
 
 def run(cfg, options, threads):
     """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
-    this = runs.open_run(cfg, options, threads, "ff_cifar_lc_recurrent", runs.images("cifar10"), check, train.Split)
+    this = runs.open_run(cfg, options, threads, "ff_cifar_lc_recurrent", runs.images("cifar10"), check, Split)
     cfg, data, shape = this.cfg, this.split, this.ds.x_train.shape[1:]
     n_classes = data.n_classes
     net = Net(cfg, shape, n_classes, np.random.default_rng([cfg.seed, 0]))
@@ -336,7 +349,7 @@ def run(cfg, options, threads):
             images, labels = images[: cfg.eval_subset], labels[: cfg.eval_subset]
             log[key], g = evaluate(net, bp, data.floats(images), labels, cfg, n_classes)
         if cfg.snapshot_every and epoch % cfg.snapshot_every == 0:
-            snapshot(this.folder, epoch, net, g, images, labels)
+            snapshot(this.folder, epoch, g, images, labels)
         record.append(this.folder, {"epoch": epoch} | log | ({"bp": bp_log} if bp else {}))
         this.checkpoint(epoch, saved, rngs)
         seconds = log["seconds"] + (bp_log["seconds"] if bp else 0)
@@ -344,9 +357,11 @@ def run(cfg, options, threads):
 
     final = {}
     for key, (images, labels) in data.parts("test", "val").items():
-        final[key], _ = evaluate(net, bp, data.floats(images), labels, cfg, n_classes)
+        final[key], _ = evaluate(net, bp, data.floats(images), labels, cfg, n_classes, cfg.last)
     some, labels = (part[:5000] for part in data.train)  # the paper prints training errors, too
-    final["train"], _ = evaluate(net, bp, data.floats(some), labels, cfg, n_classes)
+    final["train"], _ = evaluate(net, bp, data.floats(some), labels, cfg, n_classes, cfg.last)
+    if bp:
+        final["bp_parameters"] = sum(p.size for layer in bp[0] for p in layer.params.values())
     record.append(this.folder, {"final": final | runs.cost(clock, [*net.layers, net.head])})
     test = {k: f"{100 * (1 - v):.2f} %" for k, v in final["test"].items() if k != "step_acc"}
     print(f"test errors: {test['acc']} by goodness, {test['softmax_acc']} by the softmax, {test.get('bp_acc', '-')} BP")

@@ -123,10 +123,9 @@ def bottom_up(layers, x):
 def unroll(layers, x, labels, y, cfg):
     """Yield, step by step, what every layer saw below and above, its ReLU(z) and its new y: four lists of (R, n).
 
-    x (B, D) images, labels (R, K) one-hot rows, y: the states at step 0, a list of (R, n). Row r shows image r mod B.
+    x (B, D) images, labels (R, K) one-hot rows, y: the states at step 0, a list of (B, n). Row r shows image r mod B.
     """
     drive = times(x, layers[0].params["W"])  # (B, n)
-    drive = namespace(x).concatenate([drive] * (len(labels) // len(x)))
     leads = [None] * (len(layers) - 1) + [layers[-1].from_above(labels)]
     for h, new, states in two_way.unroll(layers, drive, leads, y, cfg.steps, cfg.damping):
         yield [None, *h[:-1]], [*h[1:], labels], new, states
@@ -138,7 +137,7 @@ def ff_step(net, x, labels, cfg, rng, n_classes):
     logits, cache = net.head.forward(xp.concatenate([normalise(y) for y in start], axis=1))
     net.head_opt.step(net.head.backward(softmax_cross_entropy(logits, labels)[1], cache)[1])
     both = code(xp.concatenate([labels, sampled_labels(logits, labels, rng)]), cfg, n_classes)  # (2B, 10)
-    grads, log = ff_grads(net.layers, x, both, [xp.concatenate([y, y]) for y in start], cfg)
+    grads, log = ff_grads(net.layers, x, both, start, cfg)
     for opt, of_layer in zip(net.opts, grads, strict=True):
         opt.step(of_layer)
     return log
@@ -191,7 +190,7 @@ def goodness_of_labels(net, x, cfg, n_classes):
     for rows in in_batches(len(x), 100):
         B = len(x[rows])
         codes = code(xp.repeat(xp.arange(n_classes), B), cfg, n_classes)  # (10 B, 10)
-        y = [xp.concatenate([v] * n_classes) for v in bottom_up(net.layers, x[rows])]
+        y = bottom_up(net.layers, x[rows])
         per_step = [
             xp.stack([SumSquare().forward(v)[0].reshape(n_classes, B).T for v in now])
             for _, _, _, now in unroll(net.layers, x[rows], codes, y, cfg)

@@ -175,3 +175,27 @@ def test_a_run(tmp_path):
     assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"separation.png", "free-riding.png"}
     lines = record.read(folders[0])
     assert len(lines[-1]["final"]["test"]["separation"]) == 7 and 0 <= lines[-1]["final"]["test"]["sum_acc"] <= 1
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    words = "--dataset shapes --train-subset 150 --validation 50 --eval-subset 40 --n-epochs 3 --batch-size 50"
+    environment = os.environ | {"FF_CACHE": str(tmp_path / "cache")}
+    script = [sys.executable, str(scripts.ROOT / "ff_cnn" / "cumulative.py"), "--no-figures"]
+    words += " --width 0.03"
+    keywords = {"cwd": tmp_path, "env": environment, "text": True}
+    done = subprocess.run([*script, *words.split(), "--out", "whole", "--save", "whole.npz"], timeout=300,
+                          capture_output=True, **keywords)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen([*script, *words.split(), "--out", "cut"], stdout=subprocess.PIPE, **keywords)
+    for line in process.stdout:
+        if line.startswith("epoch   1"):
+            process.kill()
+    process.wait()
+    process.stdout.close()
+    (folder,) = (tmp_path / "cut").iterdir()
+    assert '"final"' not in (folder / "record.jsonl").read_text()
+    done = subprocess.run([*script, "--resume", str(folder), "--save", "again.npz"], timeout=300, capture_output=True,
+                          **keywords)  # fmt: skip
+    assert done.returncode == 0 and "epoch   3" in done.stdout, done.stderr
+    whole, again = (np.load(tmp_path / name) for name in ("whole.npz", "again.npz"))
+    assert set(whole) == set(again) and all(np.array_equal(whole[k], again[k]) for k in whole if k != "__meta__")

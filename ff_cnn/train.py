@@ -29,9 +29,9 @@ Other rules
 
 Deviates from DTG-FF's paper
     12 epochs at 0.002 with a warm-up, where it has 400 at 0.0002, and so a rate of its own for T's alpha, which would
-    hardly move. It clips gradients and changes colours by amounts that it does not print. Small images get a black
-    border. Weight decay leaves alone what is named b. With --credit bp all learn from the head's loss, smoothed and
-    with its dropout, and with --accumulate that head's BatchNorm sees each micro-batch by itself.
+    hardly move. It clips gradients and changes colours by amounts that it does not print. Small grey images get
+    a black border. Weight decay leaves alone what is named b. With --credit bp all learn from the head's loss, smoothed
+    and with its dropout, and with --accumulate that head's BatchNorm sees each micro-batch by itself.
 
 Run
     python ff_cnn/train.py --seed 0                                      # about ten minutes on two cores
@@ -55,6 +55,7 @@ from common import augment
 from common import split as splits
 from common.arrays import host, like, namespace
 from common.conv import Conv2d, Residual
+from common.data import upsampled
 from common.evaluate import accuracy, in_batches
 from common.goodness import softmax_cross_entropy
 from common.layers import BatchNorm, Dense, kept
@@ -422,7 +423,7 @@ def scores_of(net, x):
 
 
 class Split(splits.Split):
-    """The images of one run, small ones with a black border up to 32 x 32, grey ones in three channels."""
+    """The images of one run, all of 32 x 32 or more, grey ones in three channels."""
 
     def __init__(self, ds, cfg):
         super().__init__(ds, cfg)
@@ -459,7 +460,10 @@ class Split(splits.Split):
 
 
 def at_least_32(images):
-    """uint8 (N, H, W, 1 or 3) -> (N, 32 or more, 32 or more, 3)."""
+    """uint8 (N, H, W, 1 or 3) -> (N, 32 or more, 32 or more, 3): colour images (MedMNIST) grow (DTG-FF, App. D.2), grey
+    ones get a border."""
+    if images.shape[3] == 3 and max(images.shape[1:3]) < 32:
+        return upsampled(images, 32)
     border = [max(0, 32 - n) for n in images.shape[1:3]]
     if any(border):
         images = np.pad(images, ((0, 0), *((n // 2, n - n // 2) for n in border), (0, 0)))

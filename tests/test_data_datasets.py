@@ -272,7 +272,7 @@ def test_errors_in_a_data_folder_name_the_remedy(tmp_path, drawn):
 
 
 def test_a_data_folder_that_may_not_be_read(tmp_path, monkeypatch):
-    def forbidden(files):
+    def forbidden(files, version):
         raise PermissionError(13, "Permission denied", str(files[0]))
 
     cifar10_tar(tmp_path / "cifar-10-python.tar.gz")
@@ -550,6 +550,12 @@ def test_the_mirror_table_is_complete():
                 digits = remote.check.partition(":")[2]
                 assert not remote.check or len(digits) == {"md5": 32, "sha256": 64}[remote.check.partition(":")[0]]
                 assert remote.check or base in datasets.KNOWN  # or else anything would be believed
+    assert set(datasets.CHECKS) == set(datasets.COUNT)  # a data folder of theirs is believed for its checksum alone
+    for base, checks in datasets.CHECKS.items():
+        (remotes,) = {tuple((r.name, r.check) for r in remotes) for remotes in datasets.MIRRORS[base].values()}
+        assert set(remotes) <= set(checks.items())
+        assert {name for name in datasets.ARCHIVES[base] if "." in name} <= set(checks)
+        assert all(len(check) == 36 and check.startswith("md5:") for check in checks.values())
     published = set(data.names) - {"glyphs", "shapes", "imagefolder:PATH"}
     assert set(datasets.KNOWN) | set(datasets.COUNT) == published and not set(datasets.KNOWN) & set(datasets.COUNT)
     assert all(len(value) == 64 for value in datasets.KNOWN.values())

@@ -7,6 +7,7 @@ import pickle
 import struct
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -417,6 +418,73 @@ def test_zip_bombs(tmp_path, monkeypatch):
         formats.read_png_folders(path, CLASSES)
 
 
+def directory_of(n, zip64=False, comment=b"", claim=None, note=b""):
+    """A zip that is nothing but a directory: n entries of 47 bytes and a note, `claim` of them (None: n) admitted."""
+    head = (b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, 0, 0, 1, 0, len(note), 0, 0, 0, 0)
+    entries = (struct.pack("<4s6H3L5H2L", *head) + b"x" + note) * n
+    claim = n if claim is None else claim
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, claim & 0xFFFF, claim & 0xFFFF, len(entries), 0, len(comment))
+    return as_zip64(entries + end) if zip64 else entries + end + comment
+
+
+def as_zip64(archive):
+    """The same archive (bytes, no comment) with the larger record at its end, to which the usual one only points."""
+    _, _, _, _, count, size, offset, _ = struct.unpack("<4s4H2LH", archive[-22:])
+    count = size // 47 if count == 0xFFFF else count
+    record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(archive) - 22, 1)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return archive[:-22] + record + locator + end
+
+
+DIRECTORIES = {
+    "many": (lambda: directory_of(300_000), "has 300000 members, more than the 100000 allowed"),
+    "many, admitted to be 1": (lambda: directory_of(300_000, claim=1), "has 300000 members, more than"),
+    "many, before a comment": (lambda: directory_of(300_000, comment=b"hello"), "has 300000 members, more than"),
+    "many, zip64": (lambda: directory_of(300_000, zip64=True), "has 300000 members, more than"),
+    "long": (lambda: directory_of(600, note=bytes(65_535)), "has a directory of more than the 33554432 bytes allowed"),
+    "long, zip64": (lambda: directory_of(600, note=bytes(65_535), zip64=True), "has a directory of more than the"),
+}
+
+
+@pytest.mark.parametrize("case", DIRECTORIES)
+def test_a_zips_directory_is_judged_before_objects_are_made_of_it(tmp_path, case):
+    """zipfile makes 500 bytes of objects of each entry: 150 MB here, gigabytes in an archive as large as is allowed."""
+    content, complaint = DIRECTORIES[case]
+    path = tmp_path / "a.zip"
+    path.write_bytes(content())
+    del content
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=complaint):
+            formats.read_png_folders(path, CLASSES)
+        assert tracemalloc.get_traced_memory()[1] < formats.MAX_DIRECTORY + (4 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_crafted_directories_are_ones_that_zipfile_takes(tmp_path):
+    """Otherwise they would be refused for another reason than their length."""
+    for options in ({}, {"zip64": True}, {"comment": b"hello"}, {"claim": 1}, {"note": b"abc"}):
+        (tmp_path / "a.zip").write_bytes(directory_of(3, **options))
+        with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+            assert archive.namelist() == ["x"] * 3
+
+
+def test_genuine_zips_with_zip64_or_a_comment_are_read(tmp_path, monkeypatch):
+    path = write_zip(tmp_path / "a.zip", png_files(*SET))
+    plain = path.read_bytes()
+    monkeypatch.setattr(formats, "MAX_MEMBERS", 30)  # exactly as many as there are
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"made by hand"
+    for content in (plain, as_zip64(plain), path.read_bytes(), b"#!/bin/sh\n" + plain):
+        path.write_bytes(content)
+        assert np.array_equal(formats.read_png_folders(path, CLASSES)[0], SET[0][0])
+    monkeypatch.setattr(formats, "MAX_DIRECTORY", 1000)
+    with pytest.raises(DataError, match="has a directory of more than the 1000 bytes allowed"):
+        formats.read_png_folders(path, CLASSES)
+
+
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "..\\x", "cifar10/train/../../../x.png"])
 def test_zip_with_unsafe_paths(tmp_path, name):
     with pytest.raises(DataError, match="unsafe path"):
@@ -431,6 +499,7 @@ def test_pngs_that_are_none(tmp_path):
         (png(np.zeros((64, 32, 3), np.uint8)), "32x64, not 32x32"),
         (jpeg.getvalue(), "damaged"),
         (png(SET[0][0][0])[:-40], "damaged"),
+        (png(np.full((32, 32), 3000, np.uint16)), r"1.png has more than 8 bits a pixel .mode I.*: scale it to 0..255"),
         (b"", "damaged"),
     ):
         with pytest.raises(DataError, match=complaint):

@@ -1,9 +1,11 @@
 """STL-10, Tiny ImageNet and MedMNIST from small archives in their public formats, and folders of one's own images."""
 
+import hashlib
 import io
 import itertools
 import os
 import random
+import struct
 import sys
 import tarfile
 import threading
@@ -11,6 +13,7 @@ import time
 import tracemalloc
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,14 @@ from common import data
 from common.data import DataError, Folder, datasets, folders, formats
 
 STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+
+
+@pytest.fixture(autouse=True)
+def own_archives(monkeypatch):
+    """The small archives made here are not the published ones: no checksum is expected of them."""
+    checks = dict(datasets.CHECKS)
+    monkeypatch.setattr(datasets, "CHECKS", {})
+    return checks
 
 
 def as_pairs(x, y):
@@ -355,6 +366,117 @@ def test_medmnist_with_a_member_too_large_or_a_page_instead(tmp_path, monkeypatc
     refused("pathmnist", tmp_path, "web page, not data")
 
 
+# ---- checksums of what lies in a data folder
+
+
+PUBLISHED = {
+    "stl10": lambda path: stl10(path, stl10_files()) / "stl10_binary.tar.gz",
+    "tiny-imagenet": lambda path: tiny(path, tiny_files()[0]) / "tiny-imagenet-200.zip",
+    "pathmnist": lambda path: npz(path / "pathmnist.npz", medmnist_arrays(9)) / "pathmnist.npz",
+    "dermamnist": lambda path: npz(path / "dermamnist.npz", medmnist_arrays(7)) / "dermamnist.npz",
+    "bloodmnist": lambda path: npz(path / "bloodmnist.npz", medmnist_arrays(8)) / "bloodmnist.npz",
+}
+
+
+def md5(path):
+    return f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_an_archive_in_a_data_folder_has_the_published_checksum(tmp_path, monkeypatch, parses, own_archives, name):  # noqa: F811
+    path = PUBLISHED[name](tmp_path)
+    monkeypatch.setattr(datasets, "CHECKS", own_archives)
+    told = refused(name, tmp_path, f"not the published {name}")
+    assert told.startswith(str(path)) and own_archives[name][path.name] in told and md5(path) in told
+    assert parses == []  # nothing in it was looked at
+    path.write_bytes(b"<html>moved</html>")
+    refused(name, tmp_path, "web page, not data")
+    path.write_bytes(b"")
+    refused(name, tmp_path, "is empty")
+
+
+def test_a_checksum_is_looked_at_once_per_cache_entry(tmp_path, monkeypatch, parses):  # noqa: F811
+    path, read, hash_of = PUBLISHED["bloodmnist"](tmp_path), [], datasets.download.hash_of
+    monkeypatch.setattr(datasets, "CHECKS", {"bloodmnist": {path.name: md5(path)}})
+    monkeypatch.setattr(datasets.download, "hash_of", lambda *args: read.append(args) or hash_of(*args))
+    first, again = (data.load("bloodmnist", data_dir=tmp_path) for _ in range(2))
+    assert same(first, again) and len(read) == len(parses) == 1
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    refused("bloodmnist", tmp_path, "not the published bloodmnist: its checksum is md5:.*, not md5:.*; get it again")
+    assert len(read) == 2 and len(parses) == 1
+
+
+def test_an_unpacked_stl10_is_verified_file_by_file(tmp_path, monkeypatch, own_archives):
+    place = folder(tmp_path / "stl10_binary")
+    for name, content in stl10_files().items():
+        (place / name).write_bytes(content)
+    named = {name for name in own_archives["stl10"] if name.endswith(".bin")}
+    assert named == {"train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"}
+    monkeypatch.setattr(datasets, "CHECKS", {"stl10": {name: md5(place / name) for name in named}})
+    assert agrees(data.load("stl10", data_dir=tmp_path), STL_TRAIN, STL_TEST)
+    (place / "test_y.bin").write_bytes(bytes([3] * 11))
+    assert refused("stl10", tmp_path, "not the published stl10").startswith(str(place / "test_y.bin"))
+
+
+def test_entries_from_before_archives_were_verified_are_made_anew(tmp_path, monkeypatch, own_archives):
+    """And only those: CIFAR and MNIST, whose images are known by their hash, keep their entries."""
+    assert {datasets.CACHE_VERSION[name] for name in datasets.KNOWN} == {1}
+    PUBLISHED["bloodmnist"](tmp_path)
+    with monkeypatch.context() as before:
+        before.setitem(datasets.CACHE_VERSION, "bloodmnist", 1)
+        data.load("bloodmnist", data_dir=tmp_path)
+    monkeypatch.setattr(datasets, "CHECKS", own_archives)
+    refused("bloodmnist", tmp_path, "not the published bloodmnist")
+
+
+# ---- one order, whatever the decoder
+
+
+def other_build(monkeypatch, module):
+    """Pixels as another build of Pillow may give them: many differ by 1."""
+    decode = module._decode
+
+    def differing(*args):
+        image = decode(*args)
+        if isinstance(image, bytes):
+            return (np.frombuffer(image, np.uint8) ^ 1).tobytes()
+        return image ^ np.uint8(1)
+
+    monkeypatch.setattr(module, "_decode", differing)
+
+
+def test_tiny_imagenets_order_is_of_the_files_not_of_the_pixels(tmp_path, monkeypatch):
+    files, *_ = tiny_files()
+    a = data.load("tiny-imagenet", data_dir=tiny(tmp_path / "a", files))
+    for split, x in (("train", a.x_train), ("val", a.x_test)):
+        contents = [content for name, content in files.items() if f"/{split}/" in name and name.endswith(".JPEG")]
+        contents.sort(key=lambda content: hashlib.sha256(content).digest())
+        assert np.array_equal(x, np.stack([pixels(content) for content in contents]))
+    other_build(monkeypatch, formats)
+    b = data.load("tiny-imagenet", data_dir=tiny(tmp_path / "b", files))
+    assert np.array_equal(b.x_train, a.x_train ^ 1) and np.array_equal(b.y_train, a.y_train)
+    assert np.array_equal(b.x_test, a.x_test ^ 1) and np.array_equal(b.y_test, a.y_test)
+
+
+def test_one_jpeg_with_two_labels_is_ordered_by_label():
+    x, y = np.zeros((3, 2, 2, 3), np.uint8), np.array([[2], [1], [0]], np.uint8)
+    assert datasets._sorted(x, y, [b"b", b"b", b"c"])[1].ravel().tolist() == [1, 2, 0]
+
+
+def test_a_jpeg_set_from_a_mirror_has_an_entry_of_its_own_version(tmp_path, monkeypatch):
+    files, train, test = tiny_files()
+    hashes = [hashlib.sha256(bytes([i])).digest() for i in range(20)]
+    made = datasets._canonical(
+        "tiny-imagenet", (train[0], train[1][:, None], test[0], test[1][:, None], [WNIDS], hashes[:12], hashes[12:]), ""
+    )
+    monkeypatch.setattr(datasets, "_download", lambda *_: made)
+    (folder(tmp_path / "cache" / "tiny-imagenet") / "meta.json").write_text("the old order")
+    assert len(data.load("tiny-imagenet").x_train) == 12
+    assert (tmp_path / "cache" / "tiny-imagenet" / "meta.json").read_text() == "the old order"
+
+
 # ---- mirrors and `auto`
 
 
@@ -503,6 +625,46 @@ def test_modes_and_misnamed_files(tmp_path):
     assert abs(x[3].astype(int) - x[4]).max() <= 1 and abs(x[1].astype(int) - x[4]).mean() < 4
 
 
+def grey16(image):
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+
+
+def rgb16(image):
+    """A PNG (bytes) of 16 bits for each channel, which Pillow reads but does not write: image * 257."""
+    h, w, _ = image.shape
+    rows = (image.astype(">u2") * 257).astype(">u2").reshape(h, -1)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    chunks = (b"IHDR", struct.pack(">2L5B", w, h, 16, 2, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")
+    parts = (struct.pack(">L", len(c)) + k + c + struct.pack(">L", zlib.crc32(k + c)) for k, c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_grey_images_of_16_bits_are_refused_not_made_white(images):
+    path = images / "train" / "b" / "1.PNG"
+    grey16(Image.fromarray(picture(3))).save(path, "PNG")
+    assert Image.open(path).mode.startswith("I") and np.asarray(Image.open(path).convert("RGB")).mean() > 250
+    complaint = r"more than 8 bits a pixel \(mode I.*\): scale it to 0..255 and save it as L"
+    with pytest.raises(DataError, match=complaint) as error:
+        gather(Folder(images, "train", 16).batches(range(21), 4))
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+    with pytest.raises(DataError, match=complaint):
+        data.load(f"imagefolder:{images}")
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B", "F"])
+def test_no_mode_of_more_than_8_bits_is_converted(mode):
+    with pytest.raises(DataError, match="x.png has more than 8 bits a pixel"):
+        formats.as_rgb(Image.new(mode, (2, 2)), "x.png")
+
+
+def test_colour_images_of_16_bits_are_scaled(tmp_path):
+    place = folder(tmp_path / "train" / "a")
+    (place / "1.png").write_bytes(rgb16(picture(3)))
+    Image.fromarray(picture(3)).save(place / "2.png")
+    x, _ = gather(Folder(tmp_path, "train", 16).batches(range(2), 2))
+    assert np.array_equal(x[0], x[1])
+
+
 @pytest.mark.parametrize("workers, ahead", [(1, 1), (4, 3)])
 def test_never_more_than_ahead_batches_in_flight(images, monkeypatch, workers, ahead):
     began, decode = [], folders._decode
@@ -617,6 +779,25 @@ def test_imagefolder_as_a_data_set(images, parses, monkeypatch):  # noqa: F811
     monkeypatch.setattr(folders, "_decode", None)  # now from the cache
     again = data.load("auto", auto=f"imagefolder:{images}/@64", data_dir="/nowhere")
     assert same(first, again) and isinstance(again.x_train, np.ndarray) and parses == []
+
+
+def test_imagefolders_order_is_of_the_files_not_of_the_pixels(images, monkeypatch):
+    a = data.load(f"imagefolder:{images}@16", quiet=True)
+    large = data.load(f"imagefolder:{images}@24", quiet=True)
+    train = Folder(images, "train", 16)
+    contents = [(images / "train" / file).read_bytes() for file in train.files]
+    assert [train.sha256(i) for i in range(21)] == [hashlib.sha256(content).digest() for content in contents]
+    order = sorted(range(21), key=train.sha256)
+    assert np.array_equal(a.y_train, train.labels[order]) and np.array_equal(a.y_train, large.y_train)
+    assert np.array_equal(a.x_train, gather(train.batches(order, 8))[0])
+    other_build(monkeypatch, folders)
+    monkeypatch.setenv("FF_CACHE", str(images.parent / "other"))
+    b = data.load(f"imagefolder:{images}@16", quiet=True)
+    assert np.array_equal(b.x_train, a.x_train ^ 1) and np.array_equal(b.y_train, a.y_train)
+    assert np.array_equal(b.x_test, a.x_test ^ 1) and np.array_equal(b.y_test, a.y_test)
+    (images / "train" / train.files[5]).unlink()
+    with pytest.raises(DataError, match="cannot read .*5.jpeg"):
+        train.sha256(5)
 
 
 def test_imagefolder_sees_a_changed_file(images):

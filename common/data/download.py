@@ -86,7 +86,7 @@ def fetch(remote, folder, patience=None, least=0.0, quiet=False):
     folder.mkdir(parents=True, exist_ok=True)
     final, part = folder / remote.name, folder / f"{remote.name}.part"
     if final.exists():
-        if not remote.check or _hash(final, remote.check) == remote.check:
+        if not remote.check or hash_of(final, remote.check) == remote.check:
             return final
         final.unlink()
     for attempt in range(1, ATTEMPTS + 1):
@@ -96,7 +96,7 @@ def fetch(remote, folder, patience=None, least=0.0, quiet=False):
             if attempt == ATTEMPTS:
                 raise
             continue
-        if not remote.check or _hash(part, remote.check) == remote.check:
+        if not remote.check or hash_of(part, remote.check) == remote.check:
             _etag(part).unlink(missing_ok=True)
             os.replace(part, final)
             return final
@@ -284,7 +284,7 @@ def _discard(part):
     _etag(part).unlink(missing_ok=True)
 
 
-def _hash(path, check):
+def hash_of(path, check):
     """The file's hash, written like `check`: with the algorithm that `check` names before its colon."""
     algorithm = check.partition(":")[0]
     digest = hashlib.new(algorithm)

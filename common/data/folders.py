@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.data.formats import DataError, _printable
+from common.data.formats import DataError, _printable, as_rgb
 
 SPLITS = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}  # the first that exists
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -76,6 +76,17 @@ class Folder:
         except OSError as error:
             raise _error(f"cannot read {error.filename} ({error.strerror}): look at its rights") from error
         return digest.hexdigest()
+
+    def sha256(self, index):
+        """SHA-256 (32 bytes) of the file files[index] as it is, not decoded. Raises DataError."""
+        digest = hashlib.sha256()
+        try:
+            with open(self.root / self.files[index], "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise _error(f"cannot read {error.filename} ({error.strerror}): look at its rights") from error
+        return digest.digest()
 
     def batches(self, order, batch_size, workers=2, ahead=4, keys=None):
         """Yields (images uint8 (B, size, size, 3), labels int64 (B,)) in `order`; the last batch may be smaller.
@@ -153,7 +164,7 @@ def _decode(path, size, key):
                 x, y = (key & 0xFFFF) * (W - size + 1) >> 16, (key >> 16) * (H - size + 1) >> 16
             # Only what the crop shows is resized: the same pixels as to resize all and crop.
             box = x * w / W, y * h / H, min((x + size) * w / W, w), min((y + size) * h / H, h)
-            image = image if image.mode == "RGB" else image.convert("RGB")
+            image = as_rgb(image, "it")
             return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
     except Exception as error:  # a damaged file can provoke almost any of them
         detail = error if isinstance(error, DataError) else f"{type(error).__name__}: {error}"

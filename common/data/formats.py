@@ -7,6 +7,7 @@ one. Whatever is wrong with a file comes out as one `DataError` line.
 """
 
 import gzip
+import hashlib
 import io
 import math
 import pickle
@@ -23,6 +24,7 @@ MAX_UNPACKED = 400 << 20  # bytes that are kept; the most is STL-10's labelled p
 MAX_MEMBER = 200 << 20  # bytes; CIFAR-100's `train` has 155 MB
 MAX_PNG = 64 << 10  # bytes; 32x32 RGB is 3 kB before compression
 MAX_MEMBERS = 100_000  # CIFAR as PNGs has 60 000 and a few folders
+MAX_DIRECTORY = 32 << 20  # bytes of a zip's list of members; Tiny ImageNet's, the longest, has some 15 MB
 MAX_HEADER = 1 << 20  # bytes between two members of a tar; tarfile keeps long names and maps of sparse files in memory
 
 # What single sets need more of.
@@ -71,7 +73,7 @@ def read_idx(path, ndim):
     with reading(path), open(path, "rb") as raw:
         start = raw.read(2)
         raw.seek(0)
-        _refuse_empty_and_html(raw)
+        refuse_empty_and_html(raw)
         with gzip.GzipFile(fileobj=raw) if start == b"\x1f\x8b" else raw as file:
             header = file.read(4 + 4 * ndim)
             if len(header) < 4 + 4 * ndim or header[:4] != bytes([0, 0, 8, ndim]):
@@ -122,22 +124,48 @@ def _folder_members(folder, wanted, limit):
 
 def _zip_members(path, wanted, limit, count):
     # No test of the compression ratio: `limit` and the budget in `members` already bound what a zip bomb can cost.
-    with zipfile.ZipFile(path) as archive:
-        infos = archive.infolist()
-        if len(infos) > count:
-            raise DataError(f"has {len(infos)} members, more than the {count} allowed")
-        for info in infos:
-            if not _safe(info.filename) or info.is_dir() or not wanted(info.filename):
-                continue
-            with archive.open(info) as file:
-                yield info.filename, _at_most(file, limit, info.filename)
+    with open(path, "rb") as raw:
+        guarded = _Directory(raw, count)
+        with zipfile.ZipFile(guarded) as archive:
+            guarded.count = None  # the directory has been read; members have limits of their own
+            for info in archive.infolist():
+                if not _safe(info.filename) or info.is_dir() or not wanted(info.filename):
+                    continue
+                with archive.open(info) as file:
+                    yield info.filename, _at_most(file, limit, info.filename)
+
+
+class _Directory:
+    """A file that, until `count` becomes None, gives zipfile no directory of more than `count` members.
+
+    zipfile reads the record at the end (and zip64's), then the directory, in one piece as long as that record says; of
+    each entry, which takes 46 bytes or more, it makes some 400 bytes of objects before anybody can ask how many there
+    are. Looked at is what it does read, because the record can claim any number, and where zipfile finds the record
+    differs from version to version.
+    """
+
+    def __init__(self, file, count):
+        self.file, self.count = file, count
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size=-1):
+        if self.count is None:
+            return self.file.read(size)
+        most = MAX_DIRECTORY + 1
+        data = self.file.read(most if size < 0 else min(size, most))
+        if len(data) == most:
+            raise DataError(f"has a directory of more than the {MAX_DIRECTORY} bytes allowed")
+        entries = data.count(b"PK\1\2")  # with which zipfile wants each to begin
+        if entries > self.count:
+            raise DataError(f"has {entries} members, more than the {self.count} allowed")
+        return data
 
 
 def _tar_members(path, wanted, limit, budget, count):
     with open(path, "rb") as raw:
         start = raw.read(2)
         raw.seek(0)
-        _refuse_empty_and_html(raw)
+        refuse_empty_and_html(raw)
         stream = _Budget(gzip.GzipFile(fileobj=raw) if start == b"\x1f\x8b" else raw, budget)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for number, member in enumerate(archive):
@@ -202,7 +230,8 @@ def _safe(name):
     return True
 
 
-def _refuse_empty_and_html(file):
+def refuse_empty_and_html(file):
+    """Raises DataError for a file, open at its beginning, that holds nothing or a web page."""
     start = file.read(256)
     file.seek(0)
     if not start:
@@ -371,7 +400,18 @@ def _decode(data, name, kind, side):
     with Image.open(io.BytesIO(data), formats=[kind]) as image:  # reads the header only
         if image.size != (side, side):
             raise DataError(f"{name} is {image.size[0]}x{image.size[1]}, not {side}x{side}")
-        return image.convert("RGB").tobytes()
+        return as_rgb(image, name).tobytes()
+
+
+def as_rgb(image, name):
+    """A Pillow image, decoded or not, in RGB of 8 bits for each channel. name: what an error calls it.
+
+    Raises DataError for grey of more than 8 bits: Pillow would clip it at 255, which makes most images white, and which
+    of the 16 bits matter (12 are common) the file does not say.
+    """
+    if image.mode[0] in "IF":  # I;16, I, F
+        raise DataError(f"{name} has more than 8 bits a pixel (mode {image.mode}): scale it to 0..255 and save it as L")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 # ------------------------------------------------------------------------------------------------- STL-10's binaries
@@ -407,8 +447,9 @@ def read_stl10(path):
 def read_tiny_imagenet(path):
     """Tiny ImageNet from its .zip; its validation images are the test split, for its test images have no labels.
 
-    Returns x_train (N,64,64,3), y_train (N,1), x_test, y_test: uint8, in the order of the archive, and [class names].
-    The classes are the WordNet numbers of wnids.txt, sorted. Grey JPEGs become RGB. Raises DataError.
+    Returns x_train (N,64,64,3), y_train (N,1), x_test, y_test: uint8, in the order of the archive, [class names], and
+    for train and test a list of the SHA-256 (bytes) of each JPEG. The classes are the WordNet numbers of wnids.txt,
+    sorted. Grey JPEGs become RGB. Raises DataError.
     """
     with reading(path):
         texts = _exactly(path, {"wnids.txt", "words.txt", "val_annotations.txt"}, TINY_TEXT, count=TINY_MEMBERS)
@@ -431,7 +472,7 @@ def read_tiny_imagenet(path):
             return ("train", split, file) if (part, folder) == ("train", "images") else None
 
         pixels, labels = {"train": bytearray(), "test": bytearray()}, {"train": bytearray(), "test": bytearray()}
-        seen = set()
+        hashes, seen = {"train": [], "test": []}, set()
         for name, data in members(path, place, TINY_JPEG, count=TINY_MEMBERS):
             split, wnid, file = place(name)
             if wnid not in label:
@@ -441,6 +482,7 @@ def read_tiny_imagenet(path):
             seen.add((split, file))
             pixels[split] += _decode(data, name, "JPEG", 64)
             labels[split].append(label[wnid])
+            hashes[split].append(hashlib.sha256(data).digest())
         trained = set(labels["train"])
         missing = [f"train/{wnid}/images/*.JPEG" for wnid in wnids if label[wnid] not in trained]
         missing += [f"val/images/{file}" for file in truth or ["*.JPEG"] if ("test", file) not in seen]
@@ -451,7 +493,7 @@ def read_tiny_imagenet(path):
         for split in ("train", "test"):
             result.append(np.frombuffer(pixels[split], np.uint8).reshape(-1, 64, 64, 3))
             result.append(np.frombuffer(labels[split], np.uint8).reshape(-1, 1))
-        return *result, [short_names([_printable(words[wnid]) for wnid in wnids])]
+        return *result, [short_names([_printable(words[wnid]) for wnid in wnids])], hashes["train"], hashes["test"]
 
 
 def short_names(synonyms):

@@ -6,10 +6,13 @@ import numpy as np
 
 from common import augment, cli
 from common.arrays import like
+from common.data import Pictures, pieces
+
+SAMPLE = 10_000  # training images behind mean and sd where they are in files
 
 
 class Split:
-    """train, val, test: each uint8 images (N, H, W, C) and int64 labels (N,).
+    """train, val, test: each uint8 images (N, H, W, C), or Pictures, and int64 labels (N,).
 
     The last cfg.validation training images of the canonical order are held out; of the others cfg.seed draws
     cfg.train_subset (0: all of them).
@@ -29,10 +32,11 @@ class Split:
         return {name: getattr(self, name) for name in names if len(getattr(self, name)[1])}
 
     def to(self, xp):
-        """All images and labels as arrays of the module xp."""
+        """All images and labels as arrays of the module xp; Pictures stay in their files."""
         mean_sd = self.mean_sd
         for name in ("train", "val", "test"):
-            setattr(self, name, tuple(xp.asarray(part) for part in getattr(self, name)))
+            images, labels = getattr(self, name)
+            setattr(self, name, (images if isinstance(images, Pictures) else xp.asarray(images), xp.asarray(labels)))
         self.mean_sd = tuple(xp.asarray(part) for part in mean_sd)
 
     def batch(self, rows, jitter, rng, flip=False):
@@ -45,11 +49,15 @@ class Split:
 
     @cached_property
     def mean_sd(self):
-        """Mean and standard deviation of the training images' channels, repeated for every pixel: two (D,) arrays."""
+        """Mean and standard deviation of the training images' channels, repeated for every pixel: two (D,) arrays.
+
+        Of Pictures, the first SAMPLE count, each seen in its middle.
+        """
         images, C = self.train[0], self.train[0].shape[-1]
+        images = images[:SAMPLE] if isinstance(images, Pictures) else images
         counts = np.zeros((C, 256))  # how often each channel has each value
-        for i in range(0, len(images), 1000):
-            for channel, some in zip(counts, images[i : i + 1000].reshape(-1, C).T, strict=True):
+        for piece in pieces(images, 250):
+            for channel, some in zip(counts, piece.reshape(-1, C).T, strict=True):
                 channel += np.bincount(some, minlength=256)
         share, values = counts * (C / images.size), np.arange(256) / 255
         mean = share @ values

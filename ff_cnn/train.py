@@ -41,6 +41,7 @@ Run
 
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from operator import iadd
 from pathlib import Path
@@ -55,7 +56,7 @@ from common import augment
 from common import split as splits
 from common.arrays import host, like, namespace
 from common.conv import Conv2d, Residual
-from common.data import upsampled
+from common.data import Pictures, load, pieces, upsampled
 from common.evaluate import accuracy, in_batches
 from common.goodness import softmax_cross_entropy
 from common.layers import BatchNorm, Dense, kept
@@ -96,7 +97,7 @@ class Config:
     pipelined: bool = True  # hand on what was computed before the block's step (--no-pipelined: compute it again)
     accumulate: int = 1  # micro-batches per step, for deepsup and bp
     recompute: bool = False  # activation checkpointing for deepsup and bp: compute z again instead of keeping it
-    crop: int = 4  # move training images at random by up to so many pixels
+    crop: int = 4  # move training images at random by up to so many pixels (in files: see Split; 0: the middle)
     flip: bool = True  # mirror half of them
     jitter: float = 0.2  # change brightness, contrast and saturation by up to this share
     cutout: int = 16  # side of the square that is cut out of training images
@@ -423,7 +424,11 @@ def scores_of(net, x):
 
 
 class Split(splits.Split):
-    """The images of one run, all of 32 x 32 or more, grey ones in three channels."""
+    """The images of one run, all of 32 x 32 or more, grey ones in three channels.
+
+    Pictures are read from their files when they are needed. There, `crop` (unless 0) means a new place anywhere in the
+    file's picture, whose shorter side is 8/7 of what is cut out, while arrays' images are moved and black moves in.
+    """
 
     def __init__(self, ds, cfg):
         super().__init__(ds, cfg)
@@ -435,6 +440,8 @@ class Split(splits.Split):
         mean, sd = (part[: self.shape[2]] for part in self.mean_sd)
         self.scale, self.offset = (np.tile(part, self.shape[1]) for part in (1 / (255 * sd), mean / sd))  # (W C,)
         self.about["mean"], self.about["sd"] = mean, sd
+        if isinstance(self.train[0], Pictures):
+            self.about["streamed"] = True
 
     def to(self, xp):
         super().to(xp)
@@ -448,12 +455,32 @@ class Split(splits.Split):
         x -= self.offset
         return x.reshape(images.shape)
 
-    def changed(self, rows, cfg, rng):
-        """Training images of these rows, changed at random as cfg says -> float32 (B, H, W, C), labels (B,)."""
-        rows = like(self.train[0], rows)
-        x = self.train[0][rows]
+    def read(self, batches, cfg, rng):
+        """Training images in files, of these batches of rows, one batch after the other, decoded ahead of their use.
+
+        -> a generator of uint8 (B, H, W, C), where the labels are. The places are drawn here, before it begins.
+        """
+        order, labels = np.concatenate(batches), host(self.train[1])
+        keys = rng.integers(2**32, size=len(order), dtype=np.uint32) if cfg.crop else None
+        reader = self.train[0][order].batches(cfg.batch_size, keys)
+
+        def each():
+            for rows, (images, own) in zip(batches, reader, strict=True):
+                if not np.array_equal(own, labels[rows]):  # rather no training than one on other images
+                    raise RuntimeError("the reader gave other images than the batch's")
+                yield like(self.train[1], images)
+
+        return each()
+
+    def changed(self, rows, cfg, rng, images=None):
+        """Training images of these rows, changed at random as cfg says -> float32 (B, H, W, C), labels (B,).
+
+        images: those of the rows, where `read` gave them.
+        """
+        rows = like(self.train[1], rows)
+        x = self.train[0][rows] if images is None else images
         x = augment.flip(x, rng) if cfg.flip else x
-        x = augment.shift(x, cfg.crop, rng) if cfg.crop else x
+        x = augment.shift(x, cfg.crop, rng) if cfg.crop and images is None else x
         x = augment.jitter(x, cfg.jitter, rng) if cfg.jitter else x
         x = self.floats(x)
         return (augment.cutout(x, cfg.cutout, rng) if cfg.cutout else x), self.train[1][rows]
@@ -461,7 +488,9 @@ class Split(splits.Split):
 
 def at_least_32(images):
     """uint8 (N, H, W, 1 or 3) -> (N, 32 or more, 32 or more, 3): colour images (MedMNIST) grow (DTG-FF, App. D.2), grey
-    ones get a border."""
+    ones get a border. Pictures have the size that was asked for."""
+    if isinstance(images, Pictures):
+        return images
     if images.shape[3] == 3 and max(images.shape[1:3]) < 32:
         return upsampled(images, 32)
     border = [max(0, 32 - n) for n in images.shape[1:3]]
@@ -522,12 +551,18 @@ def train_epoch(net, data, rng, cfg, epoch):
     every, warmer = (rates(lr, cfg, epoch, len(batches)) for lr in (cfg.lr, cfg.temperature_lr))
     _, opts = net.layers
 
-    def one(rng, rows, rate, alpha_rate):
+    def one(rng, rows, rate, alpha_rate, *images):
         for opt in opts:
             opt.lr = alpha_rate if "alpha" in opt.params else rate
-        return [STEPS[cfg.credit](net, *data.changed(rows, cfg, rng), cfg, rng)]
+        return [STEPS[cfg.credit](net, *data.changed(rows, cfg, rng, *images), cfg, rng)]
 
-    log = net.steps(one, opts, rng, f"{epoch}/{cfg.n_epochs}", batches, every, warmer)
+    label = f"{epoch}/{cfg.n_epochs}"
+    if isinstance(data.train[0], Pictures):  # not recorded: that would take all images of the epoch to the GPU at once
+        with closing(data.read(batches, cfg, rng)) as images:
+            each = zip(cli.progress(batches, label), every, warmer, images, strict=True)
+            log = [one(rng, *inputs) for inputs in each]
+    else:
+        log = net.steps(one, opts, rng, label, batches, every, warmer)
     *loss, head = np.mean([host(losses) for (losses,) in log], axis=0)
     seconds = time.perf_counter() - start
     log = {"head_loss": head, "seconds": seconds, "images_per_second": n / seconds}
@@ -537,10 +572,10 @@ def train_epoch(net, data, rng, cfg, epoch):
 
 
 def evaluate(net, images, labels, cfg, data):
-    """Accuracies on uint8 images -> dict, scores of the blocks (n_blocks, N, K)."""
+    """Accuracies on uint8 images or Pictures -> dict, scores of the blocks (n_blocks, N, K)."""
     start, found = time.perf_counter(), []
-    for rows in in_batches(len(images), 1000):
-        found.append(scores_of(net, data.floats(images[rows])))
+    for some in pieces(images, 250):
+        found.append(scores_of(net, data.floats(like(labels, some) if isinstance(images, Pictures) else some)))
     psi, head = (np.concatenate(part, axis=axis) for part, axis in zip(zip(*found, strict=True), (1, 0), strict=True))
     seconds = time.perf_counter() - start
     labels = host(labels)
@@ -575,11 +610,16 @@ def snapshot(folder, epoch, net):
     record.save_arrays(folder / "snapshots" / f"epoch-{epoch:03d}.npz", {"filters": filters}, {"epoch": epoch})
 
 
+def load_data(name, cfg, options):
+    """The data set of that name, however large it is: see Split."""
+    return load(name, options.data_dir, auto=options.preset or "cifar10", stream=True)
+
+
 def run(cfg, options, threads):
     """One run from its start, or from its checkpoint, to its end -> the last line of its record."""
     if options.device == "cpu":
         compilation.announce("conv")
-    this = runs.open_run(cfg, options, threads, "ff_cnn", runs.images(options.preset or "cifar10"), check, Split)
+    this = runs.open_run(cfg, options, threads, "ff_cnn", load_data, check, Split)
     cfg, data = this.cfg, this.split
     net = Net(cfg, data.shape, data.n_classes, np.random.default_rng([cfg.seed, 0]))
     saved, rng = {"net": net.layers}, np.random.default_rng([cfg.seed, 3])

@@ -825,7 +825,7 @@ def test_imagefolder_of_more_than_256_classes(tmp_path):
 def test_imagefolder_that_would_be_too_large(images, monkeypatch):
     monkeypatch.setattr(datasets, "MAX_FOLDER", 27 * 64 * 64 * 3 - 1)
     monkeypatch.setattr(folders, "_decode", None)  # it is told before anything is read
-    with pytest.raises(DataError, match="append a smaller @SIZE, or read it with common.data.Folder") as error:
+    with pytest.raises(DataError, match="append a smaller @SIZE, or train with ff_cnn/train.py") as error:
         data.load(f"imagefolder:{images}")
     assert "\n" not in str(error.value)
 

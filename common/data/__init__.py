@@ -2,11 +2,12 @@
 
 formats.py reads archives that nobody should trust, download.py fetches them, datasets.py puts them into one canonical
 order and keeps them, builtin.py draws the two sets that need no network. `Folder` (folders.py) reads images that do not
-fit into memory, batch by batch; `upsampled` (resize.py) makes small ones larger.
+fit into memory, batch by batch: as `Pictures` they stand in for an array, of which `pieces` makes arrays; `upsampled`
+(resize.py) makes small ones larger.
 """
 
 from common.data.datasets import DataError, Dataset, load, names
-from common.data.folders import Folder
+from common.data.folders import Folder, Pictures, pieces
 from common.data.resize import upsampled
 
-__all__ = ["DataError", "Dataset", "Folder", "load", "names", "upsampled"]
+__all__ = ["DataError", "Dataset", "Folder", "Pictures", "load", "names", "pieces", "upsampled"]

@@ -37,7 +37,7 @@ import numpy as np
 
 from common.data import download, formats
 from common.data.download import MAKE_ROOM, MirrorError, Remote, TooSlow
-from common.data.folders import Folder
+from common.data.folders import Folder, Pictures
 from common.data.formats import DataError
 
 names = ("mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse", "stl10", "tiny-imagenet")
@@ -46,7 +46,7 @@ STAND_IN = {"mnist": "glyphs", "fashion-mnist": "glyphs", "cifar10": "shapes", "
 
 PATIENCE = 6.0  # seconds that `auto` waits for a first sign of life of all mirrors together (drawing `shapes` takes 7)
 FAST = 200e3  # bytes/s; slower mirrors are put off until the others have failed
-MAX_FOLDER = 4 << 30  # bytes of an imagefolder's arrays; sorting them takes as much again
+MAX_FOLDER = 4 << 30  # bytes of an imagefolder's arrays; sorting them takes as much again; above, see `_in_files`
 
 SHAPE = {"mnist": (28, 28, 1), "fashion-mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
 SHAPE |= {"stl10": (96, 96, 3), "tiny-imagenet": (64, 64, 3)}
@@ -220,12 +220,12 @@ class Dataset:
     """Images and labels, read-only, in canonical order. N differs between the splits."""
 
     name: str  # one of `names`, or imagefolder:PATH as it was asked for
-    x_train: np.ndarray  # uint8 (N, H, W, C), 0..255
+    x_train: np.ndarray  # uint8 (N, H, W, C), 0..255; or folders.Pictures, if `load` was to stream
     y_train: np.ndarray  # uint8 (N,), uint16 where there are more than 256 classes; index into class_names
     x_test: np.ndarray
     y_test: np.ndarray
     class_names: tuple
-    sha256: str  # of all four arrays, see `fingerprint`
+    sha256: str  # of all four arrays, see `fingerprint`; of Pictures: of their files, labels and size
     source: str  # mirror, archive or program they came from
     note: str = ""  # why `auto` took a built-in set instead, else ""
 
@@ -234,7 +234,7 @@ class NoMirror(DataError):
     """Every mirror failed: the one error for which `auto` falls back to a built-in set."""
 
 
-def load(name="auto", data_dir=None, auto="cifar10", quiet=False):
+def load(name="auto", data_dir=None, auto="cifar10", quiet=False, stream=False):
     """The data set `name` as a Dataset.
 
     name: one of `names`, or "auto": the set `auto`, which a built-in one replaces, loudly, if no mirror can be used.
@@ -243,12 +243,14 @@ def load(name="auto", data_dir=None, auto="cifar10", quiet=False):
     "imagefolder:PATH@32": your own in PATH/{train,val}/CLASS, cut out by folders.Folder at 32x32 (without @32: 64x64).
     data_dir: folder with archives in the public formats (default: FF_DATA; if that is unset: cache, then mirrors).
     quiet: no progress and no hints; problems are reported all the same.
+    stream: the caller can train on an imagefolder of more than MAX_FOLDER bytes, whose x_train and x_test are Pictures
+    (folders.py) that it decodes batch by batch; otherwise such a folder is refused.
     Parsed arrays are kept in ~/.cache/forward-forward (or FF_CACHE) and mapped, not read, by the next call.
     Raises DataError, one line that says what to do.
     """
     wanted = auto if name == "auto" else name
     if wanted.startswith("imagefolder:"):
-        return _from_images(wanted, quiet)
+        return _from_images(wanted, quiet, stream)
     if wanted not in names:
         raise DataError(f"unknown data set {wanted!r}: choose one of auto, {', '.join(names)}")
     if wanted in STAND_IN.values():
@@ -316,7 +318,7 @@ def _unpublished(name, sha256, *count):
     )
 
 
-def _from_images(name, quiet):
+def _from_images(name, quiet, stream):
     """`imagefolder:PATH` or `imagefolder:PATH@SIZE`."""
     found = re.fullmatch(r"imagefolder:(.+?)(?:@(\d{1,4}))?", name, re.DOTALL | re.ASCII)
     if not found:
@@ -327,10 +329,14 @@ def _from_images(name, quiet):
     train = Folder(found[1], "train", size)
     test = Folder(found[1], "val", size, train.class_names)
     total = (len(train) + len(test)) * size * size * 3
-    if total > MAX_FOLDER or len(train.class_names) > 1 << 16:
+    if len(train.class_names) > 1 << 16:
+        raise DataError(f"{name} has {len(train.class_names)} classes, more than the 65536 allowed")
+    if total > MAX_FOLDER:
+        if stream:
+            return _in_files(name, train, test, quiet)
         raise DataError(
-            f"{name} would take {total / 2**30:.1f} GB for {len(train.class_names)} classes, more than the "
-            f"{MAX_FOLDER / 2**30:.1f} GB and 65536 allowed: append a smaller @SIZE, or read it with common.data.Folder"
+            f"{name} would take {total / 2**30:.1f} GB, more than the {MAX_FOLDER / 2**30:.1f} GB allowed here: append "
+            "a smaller @SIZE, or train with ff_cnn/train.py, which reads such images from their files"
         )
     facts = json.dumps([CACHE_VERSION["imagefolder"], train.identity(), test.identity()])
 
@@ -352,6 +358,37 @@ def _from_images(name, quiet):
         return _canonical("imagefolder", parsed, str(train.root.parent))
 
     return _dataset(name, *_cached(f"imagefolder-{hashlib.sha256(facts.encode()).hexdigest()[:16]}", make, quiet))
+
+
+def _in_files(name, train, test, quiet):
+    """An imagefolder whose pictures stay in their files. The cache holds the order of the files and their labels.
+
+    sha256 is of `size` and of a `fingerprint` in which the SHA-256 of its file (32 bytes) stands for each image.
+    """
+    folders = {"train": train, "test": test}
+    facts = json.dumps([CACHE_VERSION["imagefolder"], *(each.identity(sized=False) for each in folders.values())])
+
+    def make():
+        arrays, named = {}, []
+        for split, folder in folders.items():
+            if not quiet:
+                print(f"{folder.root}: reading {len(folder)} files for their order, once", file=sys.stderr)
+            labels = folder.labels.astype(np.min_scalar_type(len(folder.class_names) - 1))
+            digests = folder.digests()
+            rows, y = _sorted(np.arange(len(folder)), labels[:, None], [digest.tobytes() for digest in digests])
+            arrays |= {f"x_{split}": rows, f"y_{split}": y}
+            named += [digests[rows], y[:, 0]]
+        meta = {"sha256": [fingerprint(*named)], "class_names": [train.class_names], "source": str(train.root.parent)}
+        return arrays, meta
+
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    found = _dataset(name, *_cached(f"imagefolder-files-{key}", make, quiet))
+    return replace(
+        found,
+        x_train=Pictures(train, found.x_train),
+        x_test=Pictures(test, found.x_test),
+        sha256=hashlib.sha256(f"{train.size} {found.sha256}".encode()).hexdigest(),
+    )
 
 
 def _built_in(name, quiet):

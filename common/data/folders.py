@@ -1,6 +1,7 @@
 """Images of any size in PATH/{train,val}/CLASS/*.jpg: read in the order of training, when they are needed.
 
-For sets that do not fit into memory, ImageNet for one. (`load("imagefolder:PATH")` makes arrays of the others.)
+For sets that do not fit into memory, ImageNet for one. (`load("imagefolder:PATH")` makes arrays of the others, and of
+these, asked for with stream=True, `Pictures`.)
 
     train = Folder("~/imagenet", "train", 64)
     keys = rng.integers(0, 2**32, len(train), np.uint32)  # new ones in every epoch: other crops
@@ -13,6 +14,7 @@ Threads do it, not processes: Pillow decodes and resizes without the interpreter
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -66,9 +68,13 @@ class Folder:
     def __len__(self):
         return len(self.files)
 
-    def identity(self):
-        """Names the very images without reading them: paths, sizes and times of change, `size` and `class_names`."""
-        digest = hashlib.sha256(json.dumps([str(self.root.resolve()), self.size, self.class_names]).encode())
+    def identity(self, sized=True):
+        """Names the very images without reading them: paths, sizes and times of change, `size` and `class_names`.
+
+        sized=False: names the files, whatever size they are to be decoded to.
+        """
+        size = self.size if sized else None
+        digest = hashlib.sha256(json.dumps([str(self.root.resolve()), size, self.class_names]).encode())
         try:
             for file in self.files:
                 facts = os.stat(self.root / file)
@@ -87,6 +93,16 @@ class Folder:
         except OSError as error:
             raise _error(f"cannot read {error.filename} ({error.strerror}): look at its rights") from error
         return digest.digest()
+
+    def digests(self):
+        """`sha256` of all files: uint8 (N, 32), in the order of `files`. Raises DataError."""
+        found = np.empty((len(self), 32), np.uint8)
+        with ThreadPoolExecutor(os.cpu_count() or 1, "images") as pool:
+            for start in range(0, len(self), 1000):  # a task for each of a million files would be a gigabyte of tasks
+                rows = range(start, min(start + 1000, len(self)))
+                some = b"".join(pool.map(self.sha256, rows))
+                found[start : start + 1000] = np.frombuffer(some, np.uint8).reshape(-1, 32)
+        return found
 
     def batches(self, order, batch_size, workers=2, ahead=4, keys=None):
         """Yields (images uint8 (B, size, size, 3), labels int64 (B,)) in `order`; the last batch may be smaller.
@@ -132,6 +148,52 @@ class Folder:
     def _fill(self, part):
         for image, row, key in part:
             image[...] = _decode(self.root / self.files[row], self.size, key)
+
+
+class Pictures:
+    """Images of a Folder that stay in their files: x[rows] picks some of them, `batches` decodes them, a few at a time.
+
+    shape, dtype, ndim and size are those of the array uint8 (N, size, size, 3) that they would make. rows: a slice or
+    an array of integers, which decodes nothing. np.asarray(x) and x[5] are refused, TypeError: nobody decodes a whole
+    set, or one image after the other, by accident.
+    """
+
+    dtype, ndim = np.dtype(np.uint8), 4
+
+    def __init__(self, folder, rows):
+        self.folder, self.rows = folder, rows  # rows: indices into folder.files (N,)
+
+    def __len__(self):
+        return len(self.rows)
+
+    @property
+    def shape(self):
+        return len(self), self.folder.size, self.folder.size, 3
+
+    @property
+    def size(self):
+        return math.prod(self.shape)
+
+    def __getitem__(self, rows):
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows)
+            if rows.ndim != 1 or rows.dtype.kind not in "iu":
+                raise TypeError("pictures in files are picked by a slice or by an array of integers (n,)")
+        return Pictures(self.folder, self.rows[rows])
+
+    def __array__(self, *_, **__):
+        raise TypeError("pictures in files are no array: `batches` or `pieces` decode some of them at a time")
+
+    def batches(self, batch_size, keys=None, ahead=4):
+        """As Folder.batches: yields (images uint8 (B, size, size, 3), labels int64 (B,)), with a thread per core."""
+        return self.folder.batches(self.rows, batch_size, os.cpu_count() or 1, ahead, keys)
+
+
+def pieces(images, n):
+    """Images (N, H, W, C), an array or Pictures -> in order, arrays of n or, at the end, fewer; see Folder.batches."""
+    if isinstance(images, Pictures):
+        return (some for some, _ in images.batches(n, ahead=2))
+    return (images[start : start + n] for start in range(0, len(images), n))
 
 
 def _error(text):

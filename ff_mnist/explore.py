@@ -16,8 +16,8 @@ image is ever looked at. Everything is run by the scripts' own functions.
     amsga-fashion   the same on Fashion-MNIST
     amsga-tuning    learning rate and threshold with all four parts and with none, the same choice for both
     amsga-parts     all four parts of amsga.py, each left out, each alone, none
-    hff             scale, margin, prototypes and votes of hff.py; hff-cifar10: the same on CIFAR-10; hff-long: what
-                    needs a whole run to tell
+    hff             scale, margin, prototypes and votes of hff.py; hff-cifar10: the same on CIFAR-10; hff-long and
+                    hff-cifar10-long: what needs a whole run to tell
     rates-of-all    the learning rate of every script on one network and budget, for the table that compares them: asked
                     with --dataset mnist, fashion-mnist or cifar10
     dtg             learning rates, decay, dropout of dtg_mlp.py; dtg-long: those that need a whole run to tell;
@@ -260,6 +260,18 @@ TABLES = {
         ],
     ),
     "hff-cifar10": (hff.PRESETS["cifar10"] | {"n_epochs": 10, "sizes": "1000,1000,1000"}, HFF),
+    "hff-cifar10-long": (
+        hff.PRESETS["cifar10"] | {"jitter": 1, "batch_size": 250, "lr": 0.002},
+        [
+            ("reference", "reference", {}),
+            *(("shifts", f"shifts up to {n}", {"jitter": n}) for n in (0, 2)),
+            *(("dropout", f"dropout {d:g}", {"dropout": d}) for d in (0.1, 0.3)),
+            ("weight decay", "weight decay 0.1", {"weight_decay": 0.1}),
+            ("prototypes", "5 for each class", {"per_class": 5}),
+            ("sizes", "units 3000,3000,3000", {"sizes": "3000,3000,3000"}),
+            ("batch", "batches of 100, learning rate 0.001", {"batch_size": 100, "lr": 0.001}),
+        ],
+    ),
     "rates-of-all": (
         {"n_epochs": 20},
         [

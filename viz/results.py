@@ -668,7 +668,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     },
     **{
         f"ff_mnist-{name}": (f"ff_mnist_{name}", "", effects)
-        for name in ("amsga", "amsga-parts", "hff", "hff-long", "hff-cifar10", "dtg", "dtg-long")
+        for name in ("amsga", "amsga-parts", "hff", "hff-long", "hff-cifar10", "hff-cifar10-long", "dtg", "dtg-long")
     },
 }
 

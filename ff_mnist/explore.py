@@ -426,7 +426,7 @@ def run_variant(settings, cfg, ds, seed, xp=np):
 
 def load(name, options):
     """The data set of --dataset; auto: the one that the table is about."""
-    cifar10 = ("hff-cifar10", "dtg", "dtg-long", "dtg-ladder")
+    cifar10 = ("hff-cifar10", "hff-cifar10-long", "dtg", "dtg-long", "dtg-ladder")
     auto = {"amsga-fashion": "fashion-mnist"} | dict.fromkeys(cifar10, "cifar10")
     return tables.images(auto.get(options.table, "mnist"))(name, options)
 

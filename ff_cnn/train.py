@@ -177,7 +177,7 @@ class Block:
     def __init__(self, conv, channels, n, pool, n_classes, cfg, rng):
         rule, M = RULES[cfg.rule], n * n * channels
         kind = rule["projection"] if cfg.projection == "rule" else cfg.projection
-        self.conv, self.channels, self.parts, self.squares = conv, channels, Parts(n), rule["squares"]
+        self.conv, self.parts, self.squares = conv, Parts(n), rule["squares"]
         self.head, self.n_features = cfg.head, M if cfg.head == "goodness" else channels  # of what the head sees
         self.norm = BatchNorm(channels) if cfg.goodness_norm == "batch" else None
         self.temperature = Temperature() if rule["temperature"] and cfg.temperature else None

@@ -92,7 +92,7 @@ def parameters(net):
 def test_a_block_is_read(read):
     """Gradients of a block's own loss: z and everything that reads it."""
     block = network(replace(SMALL, **READS[read]), double=True).blocks[0]
-    z = np.maximum(rng.standard_normal((6, 8, 8, block.channels)), 0)
+    z = np.maximum(rng.standard_normal((6, 8, 8, block.conv.params["b"].size)), 0)
 
     def loss():
         return softmax_cross_entropy(block.read(z)[0], LABELS)[0]

@@ -39,7 +39,7 @@ def method(config):
     """(rule, credit), as METHODS has them."""
     if "gamma" in config:  # ff_cnn/cumulative.py
         return "cumulative", "local"
-    return ("dtg", "bp") if config["credit"] == "bp" else (config["rule"], config["credit"])
+    return ("dtg", "bp") if config["credit"] == "bp" else (config["rule"], config["credit"])  # with bp no block is read
 
 
 def lines(folder):

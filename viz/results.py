@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import record
 from common.evaluate import mean_sd
-from viz import diagnose, ff_cifar_lc_depth, ff_synthetic, style
+from viz import diagnose, ff_cifar_lc_depth, ff_cnn_tables, ff_synthetic, style
 
 # Numbers of the write-up that ff_cifar_lc reproduces, "Forward-Forward on CIFAR-10 with locally-connected layers":
 # its headline run (one seed), with the settings and the data that a group must share to stand beside it.
@@ -444,17 +444,10 @@ USUAL_CNN |= {"clip_by": "block"}
 
 def cnn_name(config):
     """What kind of run this is, in words."""
-    name, _ = FAMILY.get(cnn_key(config), (f"{config.get('rule')}, {config.get('credit')}", "1"))
+    name, _ = FAMILY.get(ff_cnn_tables.method(config), (f"{config.get('rule')}, {config.get('credit')}", "1"))
     if "gamma" in config:
         name += f", γ = {config['gamma']:g}" + (f", {config['remedy']}" if config["remedy"] != "none" else "")
     return name + "".join(f", {k} {config[k]}" for k, v in USUAL_CNN.items() if config.get(k, v) != v)
-
-
-def cnn_key(config):
-    """(rule, credit), as FAMILY has them."""
-    if "gamma" in config:  # ff_cnn/cumulative.py
-        return "cumulative", "local"
-    return ("dtg", "bp") if config["credit"] == "bp" else (config["rule"], config["credit"])  # with bp no block is read
 
 
 def cnn_family(all_runs):
@@ -462,7 +455,7 @@ def cnn_family(all_runs):
     rows, order = [], list(FAMILY)
 
     def place(runs):
-        key = cnn_key(runs[0][0]["config"])
+        key = ff_cnn_tables.method(runs[0][0]["config"])
         return runs[0][0]["dataset"]["name"], order.index(key) if key in order else len(order)
 
     for runs in sorted(all_runs, key=place):
@@ -479,7 +472,7 @@ def cnn_family(all_runs):
         numbers = finals[0].get("parameters")
         row += [
             f"{numbers / 1e6:.2f} M" if numbers else "–",
-            FAMILY.get(cnn_key(config), ("", "1"))[1],
+            FAMILY.get(ff_cnn_tables.method(config), ("", "1"))[1],
             f"{seconds:.1f}",
             f"{memory:.2f}" if memory else "–",
             f"{trained:.0f}",

@@ -310,6 +310,7 @@ TABLES = {
             ("paper", "rate and decay of D.1", {"lr": 0.0002, "weight_decay": 0.001}),
             ("augmentation", "images as they are", {"jitter": 0, "flip": False}),
             *(("augmentation", f"shifts up to {n}", {"jitter": n}) for n in (1, 2)),
+            ("batch", "batches of 250, learning rate 0.002", {"batch_size": 250, "lr": 0.002}),
             *(("dropout", f"dropout {d:g}", {"dropout": d, "head_dropout": d}) for d in (0.1, 0.2)),
             ("smoothing", "label smoothing 0.1", {"smoothing": 0.1}),
             *(("lambda", f"lambda {v:g}", {"lambda_ff": v}) for v in (0.01, 1.0)),

@@ -212,7 +212,7 @@ def effects(all_runs):
     if not scores:
         return "No results yet."
     rows, reference = [], scores["reference", "reference"]
-    order = list(dict.fromkeys(group for group, _ in scores))  # a group's lines stand together
+    order = list(dict.fromkeys(["reference", *(group for group, _ in scores)]))  # a group's lines stand together
     for (group, name), own in sorted(scores.items(), key=lambda item: order.index(item[0][0])):
         row = [group, name] if group != name else ["", name]
         for net in reference:

@@ -43,7 +43,7 @@ BLOCK = LANES * VECTORS  # images that one tile works on side by side
 GRAD_ROWS = 8 if LANES == 8 else 12  # accumulators of the weight gradient's tile
 DENSE_ROWS = 6 if LANES == 8 else 12  # of a dense layer's: the tile of its gradient, 2 vectors wide,
 FORWARD_ROWS = 5 if LANES == 8 else 10  # and of its forward pass: divides a batch of 100
-PANEL, STRIP = 2 * LANES, 16  # its columns; how many such panels, times the batch, stay in the second-level cache
+PANEL, NEAR = 2 * LANES, 1 << 18  # its columns; floats of such panels, times the batch, that the caches keep near
 TURN = 8  # summands of a dense layer's tile between two turns of asking for memory ahead
 SPAN, DEPTH, TALL = 8 * LANES, 48, 256  # columns, rows of W and rows of x that `sparse_product` works on at a time
 SLACK = GRAD_ROWS * BLOCK  # floats behind packed images, so that a tile's unused rows may read past the end
@@ -801,17 +801,20 @@ def _panels(dz, rows):
     return out
 
 
-@njit(inline="always")
-def _columns(x, k0, xt):
-    """xt[i, r] = x[i, k0 + r], zero beyond the last column: xt (B * DENSE_ROWS,) flat."""
-    n = min(DENSE_ROWS, x.shape[1] - k0)
-    for i in range(len(x)):
-        for r in range(n):
-            xt[i * DENSE_ROWS + r] = x[i, k0 + r]
-        for r in range(n, DENSE_ROWS):
-            xt[i * DENSE_ROWS + r] = 0
-    xt[len(x) * DENSE_ROWS :] = 0
-    return n
+@njit(parallel=True, cache=True)
+def _strips(x, rows):
+    """x (B, K) -> (strips, rows, DENSE_ROWS), its columns in strips, zero beyond the last one: as `_panels`."""
+    B, K = x.shape
+    out = np.empty(((K + DENSE_ROWS - 1) // DENSE_ROWS, rows, DENSE_ROWS), np.float32)
+    for s in prange(len(out)):
+        n = min(DENSE_ROWS, K - s * DENSE_ROWS)
+        for i in range(B):
+            for r in range(n):
+                out[s, i, r] = x[i, s * DENSE_ROWS + r]
+            for r in range(n, DENSE_ROWS):
+                out[s, i, r] = 0
+        out[s, B:] = 0
+    return out
 
 
 @njit
@@ -870,36 +873,38 @@ def dense_product(x, w, out):
 
 @njit(parallel=True, cache=True)
 def product_momentum(x, dz, w, m, lr, beta, decay):
-    """`momentum` with the gradient x^T dz, used up tile by tile as it is computed: it is never stored.
+    """`momentum` with the gradient x^T dz, used up strip by strip as it is computed: it is never stored.
 
-    x (B, K), dz (B, N); w and m (K, N) contiguous.
+    x (B, K), dz (B, N); w and m (K, N) contiguous. A strip's rows of w and m are read and written from end to end, as
+    the memory likes it best, and have been asked for while the strip was multiplied.
     """
     (B, K), N = x.shape, dz.shape[1]
     turns = max(1, (B + TURN - 1) // TURN)
-    panels, strips = _panels(dz, turns * TURN), (K + DENSE_ROWS - 1) // DENSE_ROWS
+    panels, strips = _panels(dz, turns * TURN), _strips(x, turns * TURN)
     lines = _lines(np.array([w.ctypes.data, m.ctypes.data]), DENSE_ROWS, N, turns)
-    flat_p, flat_w, flat_m = panels.ravel(), w.ravel(), m.ravel()
-    chunks = (len(panels) + STRIP - 1) // STRIP
-    for part in prange(chunks * strips):
-        chunk, k0 = part // strips, part % strips * DENSE_ROWS
-        xt, g = aligned(turns * TURN * DENSE_ROWS), aligned(DENSE_ROWS * PANEL)
-        n = _columns(x, k0, xt)
-        for p in range(chunk * STRIP, min(len(panels), (chunk + 1) * STRIP)):
-            at = k0 * N + p * PANEL
+    flat_x, flat_p = strips.ravel(), panels.ravel()
+    flat_w, flat_m = w.ravel(), m.ravel()
+    many = max(1, NEAR // (turns * TURN * PANEL))  # panels that stay near while all strips meet them
+    chunks = (len(panels) + many - 1) // many
+    for part in prange(chunks * len(strips)):
+        first, s = part // len(strips) * many, part % len(strips)
+        last = min(len(panels), first + many)
+        width = (last - first) * PANEL
+        g = aligned(DENSE_ROWS * width)
+        for p in range(first, last):
             _product_tile(
-                *(g, 0, PANEL),
-                *(xt, 0, TURN * DENSE_ROWS, DENSE_ROWS, 1),
+                *(g, (p - first) * PANEL, width),
+                *(flat_x, s * turns * TURN * DENSE_ROWS, TURN * DENSE_ROWS, DENSE_ROWS, 1),
                 *(flat_p, p * turns * TURN * PANEL, TURN * PANEL, PANEL),
-                *(turns, TURN, lines, 4 * (at + PANEL)),  # the next panel's weights
+                *(turns, TURN, lines, 4 * (s * DENSE_ROWS * N + p * PANEL)),  # the weights under this panel
             )
-            lanes = min(PANEL, N - p * PANEL)
-            for r in range(n):
-                if lanes == PANEL:
-                    for lane in range(0, PANEL, LANES):
-                        _momentum_lanes(flat_w, flat_m, at + r * N + lane, g, r * PANEL + lane, lr, beta, decay)
-                else:
-                    for lane in range(lanes):
-                        _momentum_one(flat_w, flat_m, at + r * N + lane, g[r * PANEL + lane], lr, beta, decay)
+        columns = min(width, N - first * PANEL)
+        for r in range(min(DENSE_ROWS, K - s * DENSE_ROWS)):
+            at, whole = (s * DENSE_ROWS + r) * N + first * PANEL, columns // LANES * LANES
+            for j in range(0, whole, LANES):
+                _momentum_lanes(flat_w, flat_m, at + j, g, r * width + j, lr, beta, decay)
+            for j in range(whole, columns):
+                _momentum_one(flat_w, flat_m, at + j, g[r * width + j], lr, beta, decay)
 
 
 @njit(parallel=True, cache=True)
@@ -907,32 +912,33 @@ def product_adam(x, dz, w, m, v, step_size, beta1, beta2, root, eps, decay):
     """`adam` with the gradient x^T dz, as `product_momentum` has it."""
     (B, K), N = x.shape, dz.shape[1]
     turns = max(1, (B + TURN - 1) // TURN)
-    panels, strips = _panels(dz, turns * TURN), (K + DENSE_ROWS - 1) // DENSE_ROWS
+    panels, strips = _panels(dz, turns * TURN), _strips(x, turns * TURN)
     lines = _lines(np.array([w.ctypes.data, m.ctypes.data, v.ctypes.data]), DENSE_ROWS, N, turns)
-    flat_p, flat_w, flat_m, flat_v = panels.ravel(), w.ravel(), m.ravel(), v.ravel()
-    chunks = (len(panels) + STRIP - 1) // STRIP
-    for part in prange(chunks * strips):
-        chunk, k0 = part // strips, part % strips * DENSE_ROWS
-        xt, g = aligned(turns * TURN * DENSE_ROWS), aligned(DENSE_ROWS * PANEL)
-        n = _columns(x, k0, xt)
-        for p in range(chunk * STRIP, min(len(panels), (chunk + 1) * STRIP)):
-            at = k0 * N + p * PANEL
+    flat_x, flat_p = strips.ravel(), panels.ravel()
+    flat_w, flat_m, flat_v = w.ravel(), m.ravel(), v.ravel()
+    many = max(1, NEAR // (turns * TURN * PANEL))  # panels that stay near while all strips meet them
+    chunks = (len(panels) + many - 1) // many
+    for part in prange(chunks * len(strips)):
+        first, s = part // len(strips) * many, part % len(strips)
+        last = min(len(panels), first + many)
+        width = (last - first) * PANEL
+        g = aligned(DENSE_ROWS * width)
+        for p in range(first, last):
             _product_tile(
-                *(g, 0, PANEL),
-                *(xt, 0, TURN * DENSE_ROWS, DENSE_ROWS, 1),
+                *(g, (p - first) * PANEL, width),
+                *(flat_x, s * turns * TURN * DENSE_ROWS, TURN * DENSE_ROWS, DENSE_ROWS, 1),
                 *(flat_p, p * turns * TURN * PANEL, TURN * PANEL, PANEL),
-                *(turns, TURN, lines, 4 * (at + PANEL)),  # the next panel's weights
+                *(turns, TURN, lines, 4 * (s * DENSE_ROWS * N + p * PANEL)),  # the weights under this panel
             )
-            lanes = min(PANEL, N - p * PANEL)
-            for r in range(n):
-                if lanes == PANEL:
-                    for lane in range(0, PANEL, LANES):
-                        i, j = at + r * N + lane, r * PANEL + lane
-                        _adam_lanes(flat_w, flat_m, flat_v, i, g, j, step_size, beta1, beta2, root, eps, decay)
-                else:
-                    for lane in range(lanes):
-                        i, g_i = at + r * N + lane, g[r * PANEL + lane]
-                        _adam_one(flat_w, flat_m, flat_v, i, g_i, step_size, beta1, beta2, root, eps, decay)
+        columns = min(width, N - first * PANEL)
+        for r in range(min(DENSE_ROWS, K - s * DENSE_ROWS)):
+            at, whole = (s * DENSE_ROWS + r) * N + first * PANEL, columns // LANES * LANES
+            for j in range(0, whole, LANES):
+                i, k = at + j, r * width + j
+                _adam_lanes(flat_w, flat_m, flat_v, i, g, k, step_size, beta1, beta2, root, eps, decay)
+            for j in range(whole, columns):
+                i, g_i = at + j, g[r * width + j]
+                _adam_one(flat_w, flat_m, flat_v, i, g_i, step_size, beta1, beta2, root, eps, decay)
 
 
 @njit(parallel=True, cache=True)

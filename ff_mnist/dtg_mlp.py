@@ -85,7 +85,7 @@ class Config:
     eval_subset: int = 1000  # images behind each point of the curves
 
 
-CIFAR10 = {"sizes": "2048,2048,2048,2048", "n_epochs": 100, "jitter": 4, "flip": True}
+CIFAR10 = {"sizes": "2048,2048,2048,2048", "n_epochs": 100, "jitter": 1, "flip": True}
 PRESETS = {"cifar10": CIFAR10}
 CHOICES = {
     "norm": ("rms", "none", "batch", "batch-halves"),

@@ -309,7 +309,7 @@ TABLES = {
             *(("weight decay", f"weight decay {d:g}", {"weight_decay": d}) for d in (0.01, 0.1)),
             ("paper", "rate and decay of D.1", {"lr": 0.0002, "weight_decay": 0.001}),
             ("augmentation", "images as they are", {"jitter": 0, "flip": False}),
-            *(("augmentation", f"shifts up to {n}", {"jitter": n}) for n in (1, 2)),
+            *(("augmentation", f"shifts up to {n}", {"jitter": n}) for n in (2, 4)),
             ("batch", "batches of 250, learning rate 0.002", {"batch_size": 250, "lr": 0.002}),
             *(("dropout", f"dropout {d:g}", {"dropout": d, "head_dropout": d}) for d in (0.1, 0.2)),
             ("smoothing", "label smoothing 0.1", {"smoothing": 0.1}),
@@ -320,7 +320,7 @@ TABLES = {
         dtg_mlp.PRESETS["cifar10"],
         [
             ("reference", "reference", {}),
-            *(("augmentation", f"shifts up to {n}", {"jitter": n}) for n in (1, 2)),
+            *(("augmentation", f"shifts up to {n}", {"jitter": n}) for n in (2, 4)),
             *(("dropout", f"dropout {d:g}", {"dropout": d, "head_dropout": d}) for d in (0.1, 0.2, 0.3)),
             ("smoothing", "label smoothing 0.1", {"smoothing": 0.1}),
             ("both", "dropout 0.2, label smoothing 0.1", {"dropout": 0.2, "head_dropout": 0.2, "smoothing": 0.1}),
@@ -330,7 +330,7 @@ TABLES = {
         ],
     ),
     "dtg-ladder": (
-        dtg_mlp.PRESETS["cifar10"] | {"n_epochs": 20},
+        dtg_mlp.PRESETS["cifar10"] | {"n_epochs": 20, "jitter": 4},
         [
             ("1", "BatchNorm everywhere, shared", {"norm": "batch", "head": "none", "dynamic": False}),
             (

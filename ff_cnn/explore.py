@@ -1,6 +1,7 @@
 """Tables of short ff_cnn runs, one thing changed in each, judged on held-out images; no test image is looked at.
 
     rates       the learning rate of every method, from one common grid; where the best is at its end, the grid grows
+    scales      what hff's cosines, and cwc's and cumulative's squares, are multiplied by
     ablations   what DTG-FF's paper takes away or replaces, row by row (App. A.5, D.4)
     factorial   who learns from whom x what is read x learned or random, from the same numbers: the eight cells between
                 DTG-FF and deep supervision; and what else deep supervision and backpropagation could be
@@ -8,7 +9,8 @@
     widths      one network, wider
     asge        its parts on a map, its poolings, projections and answers (asked with --dataset cifar100)
     cumulative  the five ways to count what other blocks have collected (with cifar10 and cifar100)
-    labels      20 or 100 classes on the same images (with cifar100-coarse and cifar100): accuracy epoch by epoch
+    labels      20 or 100 classes on the same images (with cifar100-coarse and cifar100): accuracy epoch by epoch; a
+                group of channels per class (cwc) needs more channels the more classes there are
 
 All methods have a head that learns from what it sees and hands nothing back (bp: that everything learns from); its
 accuracy is what a learning rate is chosen by. The blocks' own answers are printed beside it; cumulative has only them.
@@ -58,6 +60,15 @@ TABLES = {
             (name, f"{name}, learning rate {lr:g}", settings | {"lr": lr})
             for name, settings in METHODS.items()
             for lr in RATES
+        ],
+    ),
+    "scales": (
+        SHORT,
+        [("hff", f"hff, scale {scale:g}", {"rule": "hff", "scale": scale}) for scale in (5.0, 10.0, 20.0, 40.0)]
+        + [("cwc", f"cwc, scale {scale:g}", {"rule": "cwc", "scale": scale}) for scale in (1.0, 3.0, 10.0, 30.0)]
+        + [
+            ("cumulative", f"cumulative, scale {scale:g}", {"script": "cumulative", "scale": scale})
+            for scale in (16.0, 64.0, 256.0)
         ],
     ),
     "ablations": (
@@ -132,7 +143,7 @@ TABLES = {
     ),
     "labels": (
         SHORT | {"n_epochs": 12},
-        [(name, name, METHODS[name]) for name in ("dtg", "deepsup", "bp")],
+        [(name, name, METHODS[name]) for name in ("dtg", "deepsup", "bp", "asge", "cwc")],
     ),
 }
 
@@ -162,7 +173,10 @@ def run_variant(settings, cfg, ds, seed, xp=np):
             on_val, _ = script.evaluate(net, *data.val, chosen, data)
             curve.append(train.answers(on_val))
         on_train, _ = script.evaluate(net, *(part[:1000] for part in data.train), chosen, data)
-    line = {"config": asdict(chosen), "seconds": seconds, "layer_acc": on_val.get("layer_acc"), "curve": curve}
+    layers = net.layers if script is cumulative else net.layers[0]
+    weights = sum(p.size for layer in layers for p in layer.params.values())
+    line = {"config": asdict(chosen), "parameters": int(weights), "seconds": seconds}
+    line |= {"layer_acc": on_val.get("layer_acc"), "curve": curve}
     line |= {"separation": on_val["separation"]} if "separation" in on_val else {}
     line |= {k: log[k] for k in ("loss", "head_loss", "T") if k in log}
     for name in train.answers(on_val):

@@ -227,19 +227,27 @@ def effects(all_runs):
 
 
 def variants(all_runs):
-    """One row per variant of a table that has no reference: what each way to ask the network says."""
-    rows, sources = [], []
+    """One row per variant of a table that has no reference, and data set: what each way to ask the network says."""
+    lines = {}  # data set, variant -> a line for each seed
     for (run,) in all_runs:
-        lines = [line for line in run if "variant" in line]
-        nets, losses = [net for net in NETS if any(net in line for line in lines)], any("head_loss" in x for x in lines)
-        for name in dict.fromkeys(line["variant"] for line in lines):
-            own = [line for line in lines if line["variant"] == name]
-            found = [spread([100 * line[net]["val_acc"] for line in own if net in line]) for net in nets]
-            found += [spread([line["head_loss"] for line in own if "head_loss" in line], 3)] if losses else []
-            rows.append([name, *found, len(own)])
-        sources.append(source(run))
-    columns = [f"{NETS[net]} validation accuracy, %" for net in nets] + [HEAD_LOSS] * losses if rows else []
-    return markdown(["Variant", *columns, "n"], rows) + "\n\n" + "; ".join(sources) if rows else "No results yet."
+        for line in run:
+            if "variant" in line:
+                lines.setdefault((run[0]["dataset"]["name"], line["variant"]), []).append(line)
+    if not lines:
+        return "No results yet."
+    every = [line for own in lines.values() for line in own]
+    nets = [net for net in NETS if any(net in line for line in every)]
+    logged = {key for line in every for key in line}
+    apart, losses, sizes = len({name for name, _ in lines}) > 1, "head_loss" in logged, "parameters" in logged
+    rows = []
+    for (name, variant), own in lines.items():
+        found = [spread([100 * line[net]["val_acc"] for line in own if net in line]) for net in nets]
+        found += [spread([line["head_loss"] for line in own if "head_loss" in line], 3)] if losses else []
+        found += [f"{own[0]['parameters'] / 1e6:.2f} M" if "parameters" in own[0] else "–"] if sizes else []
+        rows.append([*([name] if apart else []), variant, *found, len(own)])
+    columns = [f"{NETS[net]} validation accuracy, %" for net in nets] + [HEAD_LOSS] * losses + ["Parameters"] * sizes
+    head = [*(["Data"] if apart else []), "Variant", *columns, "n"]
+    return markdown(head, rows) + "\n\n" + "; ".join(source(run) for (run,) in all_runs)
 
 
 def lc_deviations(all_runs):
@@ -649,6 +657,7 @@ TABLES = {  # name in the README -> folder in results/, how the records' names b
     "ff_cnn-cumulative": ("ff_cnn_cumulative", "", variants),
     "ff_cnn-labels": ("ff_cnn_labels", "", variants),
     "ff_cnn-rates": ("ff_cnn_rates", "", variants),
+    "ff_cnn-scales": ("ff_cnn_scales", "", variants),
     "ff_cnn-ablations": ("ff_cnn_ablations", "", effects),
     "ff_cnn-factorial": ("ff_cnn_factorial", "", variants),
     "ff_cnn-depth": ("ff_cnn_depth", "", variants),

@@ -162,6 +162,7 @@ def test_a_table_without_a_reference_prints_what_each_way_to_ask_says():
         return {"variant": variant, "group": "x", "seed": seed} | {k: {"val_acc": v} for k, v in nets.items()}
 
     first = {"command": "python ff_mnist/explore.py --table rates --seeds 0-1", "seeds": [0, 1], "commit": "abc"}
+    first |= {"dataset": {"name": "mnist"}}
     run = [
         first,
         line("a", 0, ff=0.5, softmax=0.4),
@@ -170,6 +171,10 @@ def test_a_table_without_a_reference_prints_what_each_way_to_ask_says():
     ]
     rows = rows_of(results.variants([[run]]).split("\n\n")[0])
     assert rows == [["a", "60.00 ± 14.14", "40.00 ± 0.00", "2"], ["b", "60.00", "30.00", "1"]]
+    other = [first | {"dataset": {"name": "cifar10"}}, line("a", 0, ff=0.2) | {"parameters": 1_500_000}]
+    rows = rows_of(results.variants([[run], [other]]).split("\n\n")[0])
+    assert rows[0] == ["mnist", "a", "60.00 ± 14.14", "40.00 ± 0.00", "–", "2"]
+    assert rows[2][:3] == ["cifar10", "a", "20.00"] and rows[2][4:] == ["1.50 M", "1"]
 
 
 def test_the_normalisation_figure_reads_every_cell(tmp_path):

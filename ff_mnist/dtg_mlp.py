@@ -23,10 +23,10 @@ Symbols
 Deviates from the paper (Chen 2026, arXiv 2606.06539)
     Its list of settings (D.1: batch 128, rate 2e-4, decay 1e-3, crops, flips, colours, cutout, dropout, smoothing) does
     not say whether they hold for this network, and no normalisation between its layers is named: those here are first
-    guesses, until python ff_mnist/explore.py --table dtg has run. It says that the head's error goes back through the
-    layers (App. A.3: "no detach") and that the head reads "detached features" (D.3): here it goes back, or, with
-    --detach, it does not. The head's rows are images as they are, with no label over their first inputs; LayerNorm has
-    no gain and no bias.
+    guesses, until python ff_mnist/explore.py --table dtg has run whole (shifts by one pixel: hff.py's tables). It says
+    that the head's error goes back through the layers (App. A.3: "no detach") and that the head reads "detached
+    features" (D.3): here it goes back, or, with --detach, it does not. The head's rows are images as they are, with no
+    label over their first inputs; LayerNorm has no gain and no bias.
 
 Run
     python ff_mnist/dtg_mlp.py --seed 0

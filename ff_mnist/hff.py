@@ -68,8 +68,9 @@ class Config:
     features: str = ""  # a file of another run's --save: its hidden layers stay, and only prototypes are learnt
 
 
-CIFAR10 = {"sizes": "2000,2000,2000", "n_epochs": 60, "batch_size": 250, "lr": 0.002, "dropout": 0.3}
-PRESETS = {"cifar10": CIFAR10 | {"jitter": 1, "flip": True}}
+CIFAR10 = {"sizes": "2000,2000,2000", "n_epochs": 60, "batch_size": 250, "lr": 0.002}
+CIFAR10 |= {"dropout": 0.3, "jitter": 1, "flip": True}
+PRESETS = {"cifar10": CIFAR10}
 CHOICES = {"vote": ("all", "upper", "last"), "schedule": tuple(SCHEDULES)}
 
 

@@ -8,6 +8,7 @@ from common.optim import SGD, Adam
 from common.product import LEAST, Product, gradient
 
 SHAPES = [(1, 1, 64), (7, 13, 70), (100, 25, 97), (33, 100, 1055), (200, 24, 128)]  # B, K, N: edges of every kind
+SHAPES += [(300, 20, 1055)]  # more panels than the caches keep near: in several goes, the last one not whole
 
 
 def factors(B, K, N, seed=0):

@@ -145,7 +145,9 @@ def test_a_resumed_cell_is_told_how_to_run_again():
 
 def test_an_interrupt_stops_what_waits(tmp_path):
     words = ["ff_mnist/hff.py", "--seeds", "0-5"]
-    process = start(tmp_path, *words, epochs=30, start_new_session=True)
+    # a shell that starts the tests in the background has them ignore interrupts, and all that they start
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start(tmp_path, *words, epochs=30, start_new_session=True, **heed)
     deadline = time.time() + 60
     while not list((tmp_path / "out").glob("*/*/record.jsonl")) and time.time() < deadline:
         time.sleep(0.05)
